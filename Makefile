@@ -1,0 +1,54 @@
+# `make` lists the targets. Needs Python 3.11, git and make; everything else is installed into .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PY := $(VENV)/bin/python
+RUNTIME := $(VENV)/runtime.stamp
+DEVELOP := $(VENV)/develop.stamp
+FIELDS ?=
+DATA ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint evaluate train clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(PY):
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "Python 3.11 is needed, got $$("$(PYTHON)" --version 2>&1). Set PYTHON=/path/to/python3.11."; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+
+# A stamp is written only when pip ended well, so a broken installation is repeated and a good one is not.
+$(RUNTIME): requirements.txt pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(DEVELOP): requirements-dev.txt $(RUNTIME)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+install: $(RUNTIME)  ## build .venv with what requirements.txt pins
+
+demo: $(RUNTIME)  ## restore scikit-image's colon section; writes demo/report.html and demo/*.png
+	$(PY) scripts/demo.py $(ARGS)
+
+test: $(DEVELOP)  ## run the tests (ARGS="-k optics" for some of them)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(DEVELOP)  ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m mypy bundle
+
+evaluate: $(RUNTIME)  ## FIELDS=folder of sharp fields; writes evaluation/
+	@test -n "$(FIELDS)" || { echo "FIELDS must name a folder of sharp fields: make evaluate FIELDS=folder"; exit 1; }
+	$(PY) -m monai.bundle run evaluating --config_file configs/evaluate.json --dataset_dir "$(FIELDS)" --output_dir evaluation $(ARGS)
+
+train: $(RUNTIME)  ## DATA=folder of sharp fields; trains the compact weights, resumes where it stopped
+	@test -n "$(DATA)" || { echo "DATA must name a folder of sharp fields: make train DATA=folder"; exit 1; }
+	$(PY) scripts/train_compact.py --data "$(DATA)" $(ARGS)
+
+clean:  ## remove what make wrote, keep the weights
+	rm -rf $(VENV) demo evaluation .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,298 @@
+"""`mop restore | focus | simulate`: parse, call, report; nothing else. `mop --help` shows how."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fire
+from fire.decorators import SetParseFn, SetParseFns
+
+from bundle import __version__
+from bundle.arguments import PARSERS, UsageError, as_fire_reads
+from bundle.host import keep_large_allocations
+from bundle.messages import Tally, complain, known_mpp, progress_bars, result_line, say, sentence
+
+if TYPE_CHECKING:
+    from bundle.slide_restoration import Progress, SlideRestorer
+    from bundle.slides.files import Job
+
+OVERVIEW = """mop: out-of-focus pathology images brought into focus.
+
+    mop restore  IMAGE [IMAGE ...] --output DIR    sharper images, under the same names
+    mop focus    IMAGE [IMAGE ...] --output DIR    how far each part is out of focus, µm
+    mop simulate IMAGE [IMAGE ...] --output DIR    a focal stack of a sharp image
+
+IMAGE is a PNG, JPEG, TIFF or OME-TIFF of any size, 8-bit RGB, or a folder of them.
+mop COMMAND --help shows every option, mop --version the version.
+
+Example:
+    mop restore field.png --output restored
+"""
+
+
+@SetParseFns(**PARSERS)
+@SetParseFn(str)
+def restore(
+    *images: str,
+    output: str = "",
+    stop_after: str = "p_diffusion",
+    seed: int = 0,
+    device: str = "cpu",
+    mpp: float | None = None,
+    skip_in_focus: bool = False,
+    overwrite: bool = False,
+    config: str = "",
+    weights: str = "",
+    tile_px: int = 256,
+    batch: int = 1,
+    **unknown: str,
+) -> None:
+    """Usage: mop restore IMAGE [IMAGE ...] --output DIR [options]
+
+    Restores images; each result keeps its input's name. A folder as IMAGE takes the images in it.
+
+        --output DIR         folder of the results, made if needed
+        --stop-after STAGE   p_former (the coarse stage alone, faster) or p_diffusion (the whole chain, default)
+        --seed N             of the noise of P-diffusion (default 0); the same seed gives the same pixels
+        --device NAME        cpu (default) or cuda
+        --mpp X              µm per pixel, where the file does not say or is wrong; trained at 0.25 and 0.5
+        --skip-in-focus      leave what is in focus untouched
+        --overwrite          replace results of earlier runs
+        --config FILE        another configs/inference.json
+        --weights FILE       another models/model.pt
+        --tile-px N          side of a tile (default 256)
+        --batch N            tiles at once (default 1)
+
+    JPEG is written with quality 95, everything else without loss. A TIFF needs free disk of its raw size meanwhile.
+
+    Examples:
+        mop restore field.png --output restored
+        mop restore scans/ --output restored --stop-after p_former --skip-in-focus
+    """
+    _refuse_unknown(unknown)
+    if stop_after not in ("p_former", "p_diffusion"):
+        raise UsageError(f"--stop-after must be p_former or p_diffusion, got {stop_after}.")
+    tally = Tally()
+    jobs = _readable(images, output, lambda image: [Path(output) / image.name], overwrite, tally)
+    if jobs:
+        restorer = _slide_restorer(config, weights, device, tile_px, batch)
+        network = restorer.tile_restorer
+        network.stop_after, network.skip_in_focus, network.seed = stop_after, skip_in_focus, seed
+        with progress_bars() as follow:
+            for job in jobs:
+                with tally.image(job.image):
+                    _restore_one(restorer, job, mpp, skip_in_focus, overwrite, follow)
+    tally.finish()
+
+
+@SetParseFns(**PARSERS)
+@SetParseFn(str)
+def focus(
+    *images: str,
+    output: str = "",
+    device: str = "cpu",
+    mpp: float | None = None,
+    overwrite: bool = False,
+    config: str = "",
+    weights: str = "",
+    tile_px: int = 256,
+    batch: int = 1,
+    **unknown: str,
+) -> None:
+    """Usage: mop focus IMAGE [IMAGE ...] --output DIR [options]
+
+    Writes how far each part of an image is out of focus: NAME_focus.png, coloured, with a scale in µm, and
+    NAME_focus.tif, signed float32 µm, positive above best focus; large images are averaged to 2048 values a side.
+
+        --output DIR      folder of the results, made if needed
+        --device NAME     cpu (default) or cuda
+        --mpp X           µm per pixel, where the file does not say or is wrong; trained at 0.25 and 0.5
+        --overwrite       replace results of earlier runs
+        --config FILE     another configs/inference.json
+        --weights FILE    another models/model.pt
+        --tile-px N       side of a tile (default 256)
+        --batch N         tiles at once (default 1)
+
+    Example:
+        mop focus field.png --output maps
+    """
+    from bundle.focus_files import focus_results
+
+    _refuse_unknown(unknown)
+    tally = Tally()
+    jobs = _readable(images, output, lambda image: focus_results(image, Path(output)), overwrite, tally)
+    if jobs:
+        restorer = _slide_restorer(config, weights, device, tile_px, batch)
+        with progress_bars() as follow:
+            for job in jobs:
+                with tally.image(job.image):
+                    _focus_one(restorer, job, mpp, overwrite, follow)
+    tally.finish()
+
+
+@SetParseFns(**PARSERS)
+@SetParseFn(str)
+def simulate(
+    *images: str,
+    output: str = "",
+    planes: int = 13,
+    spacing_um: float = 0.8,
+    mpp: float | None = None,
+    seed: int = 0,
+    depth_um: float = 2.0,
+    overwrite: bool = False,
+    **unknown: str,
+) -> None:
+    """Usage: mop simulate IMAGE [IMAGE ...] --output DIR [options]
+
+    Simulates a scanner's focal stack of a sharp image over uneven tissue: DIR/NAME/ with plane_00.png and on,
+    relief_um.tif (the stage position at which each pixel is sharpest) and drawn.json (all that was drawn).
+
+        --output DIR       folder of the results, made if needed
+        --planes N         focal planes (default 13); the middle one lies at 0 µm
+        --spacing-um X     between planes (default 0.8)
+        --mpp X            µm per pixel (default: what the file says, else 0.25); below 0.4 NA 0.75, else NA 0.4
+        --seed N           of relief and noise (default 0)
+        --depth-um X       the relief reaches from -X to X (default 2)
+        --overwrite        replace stacks of earlier runs
+
+    Example:
+        mop simulate sharp.png --output stacks --planes 5
+    """
+    from bundle.simulation import StackPlan, simulate_image
+    from bundle.slides.reader import open_image
+
+    _refuse_unknown(unknown)
+    tally = Tally()
+    for job in _readable(
+        images, output, lambda image: [Path(output) / image.stem.removesuffix(".ome")], overwrite, tally
+    ):
+        with tally.image(job.image), open_image(job.image) as reader:
+            plan = StackPlan(planes, spacing_um, mpp or reader.mpp or 0.25, depth_um, seed)
+            simulate_image(reader, plan, job.results[0], overwrite)
+            say(f"{job.image.name}: {planes} planes {spacing_um} µm apart, {plan.mpp:.4g} µm/px, {job.results[0]}")
+    tally.finish()
+
+
+def _readable(
+    images: tuple[str, ...], output: str, results_of: Callable[[Path], list[Path]], overwrite: bool, tally: Tally
+) -> list[Job]:
+    """Jobs whose images open: what is wrong with the others is said before the network is loaded."""
+    from bundle.slides.files import plan_jobs
+    from bundle.slides.reader import open_image
+
+    if not images or not output:
+        raise UsageError(f"{'IMAGE' if not images else '--output DIR'} is needed, none was given.")
+    jobs, problems = plan_jobs(images, results_of, overwrite)
+    for problem in problems:
+        tally.fail(problem)
+    readable = []
+    for job in jobs:
+        with tally.image(job.image), open_image(job.image):
+            readable.append(job)
+    return readable
+
+
+def _slide_restorer(config: str, weights: str, device: str, tile_px: int, batch: int) -> SlideRestorer:
+    from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
+    from bundle.slide_restoration import SlideRestorer
+
+    network = load_tile_restorer(Path(config or CONFIG), Path(weights or WEIGHTS), device)
+    return SlideRestorer(network, tile_px, overlap_px=tile_px // 4, batch=batch)
+
+
+def _restore_one(
+    restorer: SlideRestorer,
+    job: Job,
+    mpp: float | None,
+    skip_in_focus: bool,
+    overwrite: bool,
+    follow: Callable[[str], Progress],
+) -> None:
+    from bundle.slides.reader import open_image
+    from bundle.slides.writer import open_sink
+
+    with open_image(job.image) as reader:
+        mpp = known_mpp(reader, mpp)
+        result = job.results[0]
+        with open_sink(result, reader.shape, mpp, reader.icc_profile, overwrite) as sink:
+            report = restorer.restore(reader, sink, follow(job.image.name))
+    say(result_line(job.image.name, report, skip_in_focus) + f", {result}")
+
+
+def _focus_one(
+    restorer: SlideRestorer, job: Job, mpp: float | None, overwrite: bool, follow: Callable[[str], Progress]
+) -> None:
+    import numpy as np
+
+    from bundle.focus_files import write_focus
+    from bundle.slides.reader import open_image
+
+    with open_image(job.image) as reader:
+        mpp = known_mpp(reader, mpp)
+        focus_map = restorer.focus_map(reader, follow(job.image.name))
+        write_focus(focus_map, mpp, job.image.name, job.results, overwrite)
+    distance = float(np.abs(focus_map.defocus_um).mean())
+    say(f"{job.image.name}: mean |defocus| {distance:.2f} µm, {', '.join(map(str, job.results))}")
+
+
+def _refuse_unknown(unknown: dict[str, str]) -> None:
+    if unknown:
+        raise UsageError(f"options must be those of --help, got --{next(iter(unknown)).replace('_', '-')}.")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"restore": restore, "focus": focus, "simulate": simulate}
+
+
+def _run(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        say(OVERVIEW.rstrip())
+    elif argv[0] == "--version":
+        say(f"mop {__version__}")
+    elif argv[0] in COMMANDS and {"-h", "--help"} & set(argv):
+        say(inspect.getdoc(COMMANDS[argv[0]]) or "")
+    else:
+        arguments = as_fire_reads(argv, COMMANDS)
+        # Damage in a TIFF is told in our own sentence.
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+        fire.Fire(COMMANDS, command=arguments, name="mop")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: without the program's name; None takes the process's own.
+
+    Returns:
+        0, or 1 where an image or the network failed, 2 where the command line is wrong, 130 after Ctrl-C.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+        keep_large_allocations()
+        # A plain kill then unwinds the stack, and temporary files go.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        _run(list(argv))
+    except UsageError as error:
+        complain(sentence(error))
+        return 2
+    except (ValueError, OSError) as error:
+        complain(sentence(error))
+        return 1
+    except KeyboardInterrupt:
+        complain("stopped; results of finished images are kept.")
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

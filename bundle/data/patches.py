@@ -1,0 +1,51 @@
+"""Random patches of fields, each a function of (seed, epoch, index) alone.
+
+A patch does not depend on the worker, the batch or the patches before it: a training run that is killed and goes on
+draws what the unbroken run would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from monai.transforms import Compose
+from torch.utils.data import Dataset
+
+from bundle.conventions import LABEL
+
+
+class SeededPatches(Dataset):
+    """`length` random patches an epoch.
+
+    Args:
+        fields: loaded records whose label is (3, H, W); a field is drawn as often as its area says.
+        transform: random transforms, a MONAI Compose; seeded anew for every patch.
+        length: patches an epoch.
+        seed: of the run.
+        repeat: True draws the same patches every epoch: a validation set.
+    """
+
+    def __init__(self, fields: Sequence[dict[str, Any]], transform: Compose, length: int, seed: int = 0,
+                 repeat: bool = False) -> None:
+        if not len(fields):
+            raise ValueError("patches need at least one field, got none.")
+        self.fields, self.transform, self.length, self.seed, self.repeat = fields, transform, length, seed, repeat
+        self.epoch = 0
+        areas = np.array([np.prod(field[LABEL].shape[-2:]) for field in fields], dtype=float)
+        self.share = areas / areas.sum()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the patches of this epoch from now on."""
+        self.epoch = 0 if self.repeat else epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A record with `label` (3, H, W), `mpp` and `seed`, which fixes its defocus."""
+        random = np.random.RandomState(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(4))
+        record = dict(self.fields[random.choice(len(self.fields), p=self.share)])
+        self.transform.set_random_state(state=random)
+        return {**self.transform(record), "seed": int(random.randint(2**31))}

@@ -1,0 +1,51 @@
+"""The transforms that MONAI lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.transforms import MapTransform, RandomizableTransform
+from torch.nn import functional
+
+from bundle.conventions import LABEL, MPP
+
+
+class RandCropAtMagnificationd(RandomizableTransform, MapTransform):
+    """A random crop, of 40x fields at times as 20x shows them: twice as wide, 2x2 pixels averaged, mpp doubled.
+
+    Args:
+        keys: images (3, H, W), uint8.
+        size_px: side of the crop that comes out.
+        halve_share: share of the crops of fields finer than `finest_mpp` that are shown at half their resolution.
+        finest_mpp: µm per pixel from which on a field counts as 20x.
+    """
+
+    def __init__(self, keys: str = LABEL, size_px: int = 320, halve_share: float = 0.25, finest_mpp: float = 0.36) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, halve_share)
+        self.size_px, self.finest_mpp = size_px, finest_mpp
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Record with crops (3, size_px, size_px), uint8, and its mpp.
+
+        Raises:
+            ValueError: a field is smaller than the crop.
+        """
+        record = dict(data)
+        self.randomize(None)
+        for key in self.key_iterator(record):
+            image = torch.as_tensor(record[key])
+            shortest = min(image.shape[-2:])
+            if shortest < self.size_px:
+                raise ValueError(f"fields must be at least {self.size_px} px a side to be cropped, got {shortest} px.")
+            halve = self._do_transform and record[MPP] < self.finest_mpp and shortest >= 2 * self.size_px
+            side = self.size_px * (2 if halve else 1)
+            row, column = (self.R.randint(length - side + 1) for length in image.shape[-2:])
+            crop = image[:, row:row + side, column:column + side]
+            if halve:
+                crop = functional.avg_pool2d(crop[None].float(), 2)[0].round().to(torch.uint8)
+                record[MPP] = record[MPP] * 2
+            record[key] = crop
+        return record

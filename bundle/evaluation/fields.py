@@ -1,0 +1,121 @@
+"""Sharp fields on disk, and the focal stack that each of them turns into.
+
+    folder/index.json   a list of {"file", "split", "slide", "mpp", …}, files relative to the folder
+    folder of images    without an index: every PNG, JPEG and TIFF in it is a field and a slide of its own
+
+The tissue of a field is uneven; its relief and the camera's noise are drawn from a seed and the file's name: the same
+field gives the same planes in every run, whichever planes or fields are evaluated beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bundle.conventions import LABEL, MPP, from_uint8, plane_defocus_um
+from bundle.data.fields import INDEX, field_records
+from bundle.optics.camera import Camera, record
+from bundle.optics.focal_stack import GainTable, random_relief_um, simulate_plane
+from bundle.optics.pupil import OPTICS_20X, OPTICS_40X, Optics
+from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES, open_image
+
+
+class Field(NamedTuple):
+    """One sharp image."""
+
+    name: str  # path in the folder, with forward slashes
+    path: Path
+    slide: str
+    mpp: float
+
+
+def list_fields(folder: str | Path, split: str = "test", mpp: float = 0.25) -> list[Field]:
+    """The fields of `folder` in the order of their names.
+
+    Args:
+        folder: with or without an index.json.
+        split: which entries of the index to take; "all" takes every one. Without an index all images are taken.
+        mpp: µm per pixel of images without an index.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file of the index is absent.
+        ValueError: there is no field of this split, or one of its slides is in another split too.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the fields must be a folder, not found: {folder}.")
+    index = folder / INDEX
+    if not index.is_file():
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in RASTER_SUFFIXES + TIFF_SUFFIXES)
+        if not files:
+            raise ValueError(f"a folder of fields must hold {INDEX} or images, {folder} holds neither.")
+        return [Field(path.name, path, path.stem, mpp) for path in files]
+    known = sorted({entry["split"] for entry in json.loads(index.read_text(encoding="utf-8"))})
+    if split not in ("all", *known):
+        raise ValueError(f"split must be all or one of {known}, got {split}.")
+    records = [record for one in (known if split == "all" else [split]) for record in field_records(folder, one)]
+    paths = [Path(record[LABEL]) for record in records]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return sorted(Field(*row) for row in zip(names, paths, (r["slide"] for r in records), (r[MPP] for r in records)))
+
+
+def read_field(field: Field, crop_px: int = 0) -> Tensor:
+    """The sharp image, (3, H, W) in [0, 1]; `crop_px` > 0 keeps a centred square of at most that side."""
+    with open_image(field.path) as image:
+        (row, height), (col, width) = (_centre(side, crop_px) for side in image.shape)
+        pixels = image.read(row, col, height, width)
+    return from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)).contiguous()
+
+
+def _centre(side_px: int, crop_px: int) -> tuple[int, int]:
+    """First pixel and length of the centred part of a side."""
+    length = min(side_px, crop_px) if crop_px else side_px
+    return (side_px - length) // 2, length
+
+
+@lru_cache(maxsize=8)
+def _gain_table(optics: Optics) -> GainTable:
+    """A table takes seconds to compute, and the fields of a folder share one or two scales."""
+    return GainTable(optics)
+
+
+class FocalField:
+    """A sharp field on uneven tissue, at any stage position."""
+
+    def __init__(self, field: Field, sharp: Tensor, relief_um: float, camera: Camera, seed: int) -> None:
+        """Draw the relief.
+
+        Args:
+            field: which one; its name seeds the relief and the noise.
+            sharp: (3, H, W), [0, 1].
+            relief_um: the tissue's surface spans -relief_um to relief_um.
+            camera: what is added to each plane.
+            seed: of the whole evaluation.
+        """
+        self.field, self.sharp, self.camera, self.seed = field, sharp, camera, seed
+        # The standard objective nearest to the field's scale: NA 0.75 at 40x, 0.4 at 20x
+        objective = OPTICS_40X if field.mpp < 0.35 else OPTICS_20X
+        self.table = _gain_table(objective._replace(mpp=field.mpp))
+        height, width = sharp.shape[-2:]
+        self.relief_um = random_relief_um(height, width, relief_um, self._generator("relief")).to(sharp.device)
+
+    def plane(self, position_um: float) -> Tensor:
+        """What the scanner writes with the stage at `position_um`, (3, H, W) in [0, 1], 8-bit values."""
+        clean = simulate_plane(self.sharp, position_um, self.relief_um, self.table)
+        return record(clean, self.camera, self._generator(f"plane {position_um:.3f}"))
+
+    def defocus_um(self, position_um: float) -> Tensor:
+        """Signed defocus of every pixel of that plane, (H, W)."""
+        return torch.as_tensor(plane_defocus_um(position_um, self.relief_um))
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        # The file's name without its folder: a field has the same planes with and without an index
+        text = f"{self.seed} {Path(self.field.name).name} {purpose}"
+        digest = hashlib.sha256(text.encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

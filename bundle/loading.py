@@ -1,0 +1,133 @@
+"""Build the network that configs/inference.json declares and fill it with weights; every mismatch is one sentence."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from bundle.restoration import TileRestorer
+
+BUNDLE_ROOT = Path(__file__).resolve().parent.parent
+CONFIG = BUNDLE_ROOT / "configs" / "inference.json"
+WEIGHTS = BUNDLE_ROOT / "models" / "model.pt"
+
+
+def load_tile_restorer(config: Path = CONFIG, weights: Path = WEIGHTS, device: str = "cpu") -> TileRestorer:
+    """The network `network_def` of a config with the weights of a file, on a device, in evaluation mode.
+
+    Weights are read with `weights_only` and loaded strictly. A config may run code: use those you trust.
+
+    Args:
+        config: JSON of a MONAI bundle.
+        weights: state dict written by `torch.save`.
+        device: "cpu" or "cuda".
+
+    Raises:
+        FileNotFoundError: config or weights are missing.
+        ValueError: the device is not there, the config cannot be read or the weights do not fit.
+    """
+    check_device(device)
+    for path, what in ((config, "config"), (weights, "weights")):
+        if not path.is_file():
+            raise FileNotFoundError(f"the {what} file must exist, {path} does not.")
+    state = read_state(weights)
+    network = build_network(config, device)
+    _refuse_misfit(network, state, weights)
+    network.load_state_dict(state)
+    restorer: TileRestorer = network.to(device).eval()  # type: ignore[assignment]  # the config's class
+    return restorer
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine or this torch lacks.
+
+    Raises:
+        ValueError: not cpu or cuda, or no CUDA here.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {device}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda needs a CUDA build of torch and a GPU, this machine has none: use cpu.")
+
+
+def build_network(config: Path, device: str) -> nn.Module:
+    """The config's `network_def`, with the weights it is born with.
+
+    Raises:
+        ValueError: no JSON, no `network_def`, or it cannot be built.
+    """
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    try:
+        parser.read_config(str(config))
+    except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"a config must be JSON, {config.name} is not: {_line(error)}.") from error
+    if not isinstance(parser.get(), dict) or "network_def" not in parser.get():
+        raise ValueError(f"a config must declare network_def, {config.name} does not.")
+    if "device" in parser.get():
+        parser["device"] = f"$torch.device('{device}')"
+    if "bundle_root" in parser.get():
+        parser["bundle_root"] = str(BUNDLE_ROOT)
+    try:
+        network = parser.get_parsed_content("network_def")
+    except (RuntimeError, ValueError, TypeError, LookupError, ImportError, AttributeError) as error:
+        raise ValueError(f"network_def of {config.name} cannot be built: {_line(error)}.") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"network_def of {config.name} must be a torch module, got {type(network).__name__}.")
+    return network
+
+
+def read_state(weights: Path) -> dict[str, Any]:
+    """The state dict of a file, on the CPU.
+
+    Raises:
+        ValueError: not a state dict that `torch.load(weights_only=True)` reads.
+    """
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    # What torch.load raises for text, pictures, truncated archives and pickles with code in them.
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise ValueError(f"weights must be a state dict written by torch.save, {weights.name} is not.") from error
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"weights must be a state dict, {weights.name} holds {type(state).__name__}.")
+    return state
+
+
+def _refuse_misfit(network: nn.Module, state: dict[str, Any], weights: Path) -> None:
+    wanted = network.state_dict()
+    problems = {
+        "missing": [name for name in wanted if name not in state],
+        "unknown": [name for name in state if name not in wanted],
+        "of another size": [
+            name
+            for name in wanted
+            if name in state
+            and isinstance(wanted[name], torch.Tensor)
+            and getattr(state[name], "shape", None) != wanted[name].shape
+        ],
+    }
+    found = [f"{len(names)} {what} (first {names[0]})" for what, names in problems.items() if names]
+    if found:
+        raise ValueError(f"weights must fit network_def entry by entry, {weights.name} has {', '.join(found)}.")
+
+
+def _line(error: BaseException) -> str:
+    """The first cause's message on one line of at most 200 characters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")[:200]

@@ -1,0 +1,102 @@
+"""What the command line says: results on stdout, one sentence per problem on stderr, progress on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bundle.slide_restoration import Progress, SlideReport
+    from bundle.slides.reader import ImageReader
+
+TRAINED_MPP = (0.2, 0.6)  # µm per pixel: trained at 0.25 (40x) and 0.5 (20x)
+
+
+class Tally:
+    """Counts what failed, and says so on stderr."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+
+    def fail(self, sentence: str) -> None:
+        self.failed += 1
+        complain(sentence)
+
+    @contextlib.contextmanager
+    def image(self, path: Path) -> Iterator[None]:
+        """Turn what can be wrong with one image into one sentence; the next image still runs."""
+        try:
+            yield
+        except (ValueError, OSError, MemoryError) as error:
+            told = sentence(error)
+            self.fail(told if path.name in told else f"{path}: {told}")
+        except RuntimeError as error:
+            if not re.search(r"out of memory|allocate memory", str(error)):
+                raise
+            self.fail(f"{path}: memory is not enough for it: use a smaller --batch or --tile-px.")
+
+    def finish(self) -> None:
+        if self.failed:
+            sys.exit(1)
+
+
+def result_line(name: str, report: SlideReport, skip_in_focus: bool) -> str:
+    skipped = f", {report.untouched:.0%} untouched" if skip_in_focus else ""
+    size = f"{report.width} x {report.height} px, {report.seconds:.1f} s"
+    return f"{name}: {size}, mean |defocus| {report.mean_defocus_um:.2f} µm{skipped}"
+
+
+def known_mpp(reader: ImageReader, given: float | None) -> float | None:
+    """The pixel size to record; a warning where it is unknown or not what the network was trained for."""
+    mpp = given or reader.mpp
+    trained = "the network was trained at 0.25 and 0.5 µm/px"
+    if mpp is None:
+        complain(f"warning: {reader.path.name} does not say its µm per pixel and {trained}: check it and pass --mpp.")
+    elif not TRAINED_MPP[0] <= mpp <= TRAINED_MPP[1]:
+        complain(f"warning: {reader.path.name} has {mpp:.4g} µm/px, {trained}: resample it or distrust the result.")
+    return mpp
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str], Progress]]:
+    """A bar per image with the time left, on a terminal; silence elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tiles, left"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def follow(name: str) -> Progress:
+            task = bars.add_task(name.replace("[", r"\["), total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total)
+
+        yield follow
+
+
+def sentence(error: BaseException) -> str:
+    """An error as one sentence on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}."
+    return " ".join((str(error) or type(error).__name__).split()).rstrip(".") + "."
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def complain(sentence: str) -> None:
+    sys.stderr.write(f"mop: {sentence}\n")

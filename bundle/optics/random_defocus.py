@@ -1,0 +1,100 @@
+"""Draw a scanner, a relief and a plane at random, and defocus sharp patches with them: what training sees.
+
+Every patch has its own seed, so a patch looks the same whatever batch it is drawn in. Tables of gains are the dear
+part: `scanners` of them are drawn once, each an objective with its own aperture, sampling, condenser and errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bundle.optics.camera import Camera, record
+from bundle.optics.contrast import contrast_value
+from bundle.optics.focal_stack import GainTable, defocus, random_relief_um, to_linear, to_srgb
+from bundle.optics.pupil import Optics
+
+Range = Sequence[float]  # (lowest, highest)
+
+COARSE_MPP = 0.36  # µm/px from which on a field counts as 20x
+
+
+class SimulatedPatches(NamedTuple):
+    """A batch of defocused patches with their truth."""
+
+    image: Tensor  # (B, 3, H, W) sRGB [0, 1]
+    label: Tensor  # (B, 3, H, W) sRGB [0, 1]
+    defocus_um: Tensor  # (B,) signed
+    contrast: Tensor  # (B,) [0, 1], NaN where the patch is empty
+
+
+class DefocusSimulator:
+    """Defocuses batches of sharp patches.
+
+    Args:
+        margin_px: border of the sharp patches that blurring may look at and that is cut off.
+        scanners: objectives drawn for each magnification.
+        seed: of the objectives.
+        reach_um: planes lie within ± this of the stage's zero.
+        relief_um: amplitude of the tissue's relief within a patch.
+        focus_bias: above 1 draws planes near focus more often: |position| = reach * uniform ** focus_bias.
+        na_40x, na_20x, mpp_40x, mpp_20x: apertures and samplings.
+        condenser, spherical_waves, phase_ratio: see `Optics`.
+        full_well, noise_px, sharpening, jpeg_quality: see `Camera`.
+    """
+
+    def __init__(self, margin_px: int = 32, scanners: int = 16, seed: int = 0, reach_um: float = 4.8,
+                 relief_um: Range = (0.0, 1.0), focus_bias: float = 1.0, na_40x: Range = (0.75, 0.75),
+                 na_20x: Range = (0.4, 0.4), mpp_40x: Range = (0.25, 0.25), mpp_20x: Range = (0.5, 0.5),
+                 condenser: Range = (1.0, 1.0), spherical_waves: Range = (0.05, 0.05), phase_ratio: Range = (0.0, 0.0),
+                 full_well: Range = (3_000.0, 30_000.0), noise_px: Range = (0.0, 0.0), sharpening: Range = (0.0, 0.0),
+                 jpeg_quality: Range = (70, 95)) -> None:
+        self.margin_px, self.reach_um, self.relief_um, self.focus_bias = margin_px, reach_um, relief_um, focus_bias
+        self.full_well, self.noise_px, self.sharpening = full_well, noise_px, sharpening
+        self.jpeg_quality = jpeg_quality
+        generator = torch.Generator().manual_seed(seed)
+        reach = reach_um + relief_um[1] + 0.2
+        self.tables: list[list[GainTable]] = []
+        for na, mpp in ((na_40x, mpp_40x), (na_20x, mpp_20x)):
+            tables = []
+            for _ in range(scanners):
+                optics = Optics(na=_draw(na, generator), mpp=_draw(mpp, generator), condenser=_draw(condenser, generator),
+                                spherical_waves=_draw(spherical_waves, generator),
+                                phase_ratio=_draw(phase_ratio, generator))
+                tables.append(GainTable(optics, round(reach / 0.2) * 0.2, grid_px=128))
+            self.tables.append(tables)
+
+    def __call__(self, sharp: Tensor, mpp: Tensor, seeds: Tensor) -> SimulatedPatches:
+        """Defocus sharp patches (B, 3, H + 2 margin, W + 2 margin) in [0, 1], mpp (B,), seeds (B,) int64."""
+        drawn = [self._defocused(*patch) for patch in zip(sharp, mpp.tolist(), seeds.tolist(), strict=True)]
+        image, clean, position = (torch.stack(values) for values in zip(*drawn, strict=True))
+        label = self.centre(sharp)
+        return SimulatedPatches(image, label, position, contrast_value(clean, label, mpp.to(sharp.device)))
+
+    def centre(self, sharp: Tensor) -> Tensor:
+        """What is left of patches (..., H, W) without their margin."""
+        margin = self.margin_px
+        return sharp[..., margin:sharp.shape[-2] - margin, margin:sharp.shape[-1] - margin]
+
+    def _defocused(self, sharp: Tensor, mpp: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One patch: as recorded, before the camera, and its median signed distance, µm."""
+        generator = torch.Generator().manual_seed(seed)
+        tables = self.tables[int(mpp >= COARSE_MPP)]
+        table = tables[int(torch.randint(len(tables), (), generator=generator))]
+        share = _draw((-1, 1), generator)
+        position = self.reach_um * abs(share) ** self.focus_bias * (1 if share > 0 else -1)
+        relief = random_relief_um(*sharp.shape[-2:], _draw(self.relief_um, generator), generator).to(sharp.device)
+        distance = position - relief
+        clean = self.centre(to_srgb(defocus(to_linear(sharp), distance, table, margin_px=0)))
+        camera = Camera(full_well=_draw(self.full_well, generator), noise_px=_draw(self.noise_px, generator),
+                        sharpening=_draw(self.sharpening, generator),
+                        jpeg_quality=round(_draw(self.jpeg_quality, generator)),
+                        chroma_subsampling=_draw((0, 1), generator) < 0.5)
+        return record(clean, camera, generator), clean, self.centre(distance).median()
+
+
+def _draw(limits: Range, generator: torch.Generator) -> float:
+    return limits[0] + (limits[1] - limits[0]) * float(torch.rand((), generator=generator))

@@ -1,0 +1,1 @@
+"""P-diffusion: four steps of residual shifting, the fine stage."""

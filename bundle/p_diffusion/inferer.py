@@ -1,0 +1,67 @@
+"""P-diffusion as a MONAI inferer: the training call and the T-step sampling.
+
+Both take the coarse image in [0, 1], as every network here does; [-1, 1] begins and ends in this file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from bundle.conventions import to_signed, to_unit
+from bundle.p_diffusion.noise import noise_at
+from bundle.p_diffusion.schedule import ResidualShiftScheduler
+from bundle.prompts.mixture import PromptMixture
+
+
+class ResidualShiftInferer(Inferer):
+    """Residual shifting between the coarse and the all-in-focus image."""
+
+    def __init__(self, scheduler: ResidualShiftScheduler) -> None:
+        super().__init__()
+        self.scheduler = scheduler
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """One training call: x_0_pred as an image around [0, 1].
+
+        Args:
+            inputs: coarse images, (B, 3, H, W), [0, 1].
+            network: the denoiser.
+            args: label (B, 3, H, W) in [0, 1], noise (B, 3, H, W), timestep (B,) in 1..T, prompts (PromptMixture).
+        """
+        label, noise, timestep, prompts = args
+        y_0 = to_signed(inputs)
+        x_t = self.scheduler.shifted(to_signed(label), y_0, noise, timestep)
+        return to_unit(self._predicted(network, x_t, y_0, timestep, prompts))
+
+    def sample(self, coarse: Tensor, network: nn.Module, prompts: PromptMixture, location: Tensor, seed: int) -> Tensor:
+        """Restored images: T steps from the coarse ones.
+
+        Args:
+            coarse: (B, 3, H, W), [0, 1].
+            network: the denoiser.
+            prompts: of the defocused tiles.
+            location: (B, 2) int64, where the tiles lie; fixes their noise.
+            seed: of the noise.
+
+        Returns:
+            (B, 3, H, W), around [0, 1], not clipped.
+        """
+        height, width = coarse.shape[-2:]
+        y_0 = to_signed(coarse)
+        steps = self.scheduler.num_train_timesteps
+        x_t = self.scheduler.start(y_0, noise_at(location, height, width, seed, steps))
+        for t in range(steps, 0, -1):
+            timestep = torch.full((len(coarse),), t, dtype=torch.int64, device=coarse.device)
+            x_0_pred = self._predicted(network, x_t, y_0, timestep, prompts)
+            noise = noise_at(location, height, width, seed, t - 1)
+            x_t = self.scheduler.step(x_0_pred, timestep, x_t, noise)
+        return to_unit(x_t)
+
+    def _predicted(self, network: nn.Module, x_t: Tensor, y_0: Tensor, timestep: Tensor,
+                   prompts: PromptMixture) -> Tensor:
+        x_t = self.scheduler.scaled(x_t, timestep)
+        return network(x_t, y_0, timestep, prompts.pathology, prompts.edges, prompts.defocus)

@@ -1,0 +1,1 @@
+"""P-former: Restormer with prompt-gated experts, the coarse stage."""

@@ -1,0 +1,1 @@
+"""The mixture of prompts: defocus, pathology and edge prompts of a tile."""

@@ -1,0 +1,72 @@
+"""The defocus estimator D_φ: how far a tile is from focus, and the defocus prompt.
+
+    prompt        P_D, features before pooling      (B, C, h, w), h = H / 32
+    defocus_um    signed distance to best focus     (B,) µm
+    contrast      contrast value that is left       (B,) in [0, 1] once trained, not clipped
+
+Backbone: MONAI's 2-D ResNet; ResNet-34 in the paper preset. Source: Cai et al. (MoP), section 3.1, equation 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from monai.networks.nets import ResNet
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class DefocusEstimate(NamedTuple):
+    """What the estimator says of a batch of tiles."""
+
+    prompt: Tensor  # P_D, (B, C, h, w)
+    defocus_um: Tensor  # (B,)
+    contrast: Tensor  # (B,)
+
+
+class DefocusEstimator(nn.Module):
+    """ResNet with a distance head and a contrast head on its pooled features.
+
+    Args:
+        layers: blocks of the four stages; (3, 4, 6, 3) is ResNet-34.
+        widths: channels of the four stages; (64, 128, 256, 512) is ResNet-34. The last is C.
+    """
+
+    stride = 32  # input pixels a position of P_D
+
+    def __init__(self, layers: Sequence[int] = (3, 4, 6, 3), widths: Sequence[int] = (64, 128, 256, 512)) -> None:
+        super().__init__()
+        # conv1 stride 2 and these shortcuts make the keys equal torchvision's ResNet.
+        self.backbone = ResNet("basic", list(layers), list(widths), spatial_dims=2, n_input_channels=3, conv1_t_size=7,
+                               conv1_t_stride=2, shortcut_type="B", bias_downsample=False, feed_forward=False)
+        self.width = widths[-1]
+        self.distance_head = nn.Linear(self.width, 1)
+        self.contrast_head = nn.Linear(self.width, 1)
+
+    def stages(self, image: Tensor) -> list[Tensor]:
+        """Features of the four stages, strides 4, 8, 16, 32, for (B, 3, H, W) in [0, 1]."""
+        net = self.backbone
+        # A fixed scale, never the image's own range: blur must not be normalised away.
+        x = net.maxpool(net.act(net.bn1(net.conv1(image * 2 - 1))))
+        features = []
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = stage(x)
+            features.append(x)
+        return features
+
+    def forward(self, image: Tensor) -> DefocusEstimate:
+        """Estimate of (B, 3, H, W) in [0, 1]."""
+        prompt = self.stages(image)[-1]
+        pooled = prompt.mean((2, 3))  # (B, C)
+        return DefocusEstimate(prompt, self.distance_head(pooled)[:, 0], self.contrast_head(pooled)[:, 0])
+
+    def focus_map(self, image: Tensor) -> Tensor:
+        """Signed distance at every position of P_D, upsampled, (B, 1, H, W) µm: figure 4 of the paper."""
+        return self.map_of(self.stages(image)[-1], image.shape[-2:])
+
+    def map_of(self, prompt: Tensor, size: Sequence[int]) -> Tensor:
+        """Focus map of a defocus prompt: the distance head at every position, (B, 1, *size) µm."""
+        weight = self.distance_head.weight[:, :, None, None]
+        distance = functional.conv2d(prompt, weight, self.distance_head.bias)
+        return functional.interpolate(distance, tuple(size), mode="bilinear", align_corners=False)

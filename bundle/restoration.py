@@ -1,0 +1,125 @@
+"""The chain: tile -> prompts -> P-former -> P-diffusion -> restored tile, as one network with one state dict.
+
+    image       defocused tile                              (B, 3, H, W), [0, 1]
+    coarse      what the P-former makes of it               (B, 3, H, W), [0, 1]
+    restored    what leaves the chain                       (B, 3, H, W), [0, 1]
+    location    (row, col) of the tile's upper left pixel   (B, 2) int64; fixes its noise
+
+Any size goes: tiles are padded by reflection to a multiple of the networks' strides and cropped again.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bundle.conventions import check_image
+from bundle.optics.camera import smoothed
+from bundle.optics.focal_stack import to_linear, to_srgb
+from bundle.p_diffusion.denoiser import Denoiser
+from bundle.p_diffusion.inferer import ResidualShiftInferer
+from bundle.p_former.network import PFormer
+from bundle.prompts.prompter import Prompter
+
+STAGES = ("p_former", "p_diffusion")
+
+
+class Restoration(NamedTuple):
+    """A batch of restored tiles and what was learned on the way."""
+
+    restored: Tensor  # (B, 3, H, W), [0, 1]
+    coarse: Tensor  # (B, 3, H, W), [0, 1]
+    focus_map_um: Tensor  # (B, 1, H, W), signed
+    defocus_um: Tensor  # (B,), signed
+    contrast: Tensor  # (B,)
+    seconds: dict[str, float]  # prompts, p_former, p_diffusion
+
+
+class TileRestorer(nn.Module):
+    """MoP on tiles.
+
+    Args:
+        prompter: tile -> prompts.
+        p_former: the coarse stage.
+        denoiser: the network of the fine stage.
+        inferer: its sampling.
+        stop_after: "p_diffusion" for the whole chain, "p_former" for the coarse stage alone.
+        skip_in_focus: leave pixels untouched where the focus map says that they are in focus.
+        in_focus_um: below this distance a pixel is in focus; from twice this on it is fully restored.
+        colour_sigma_px: low frequencies beyond this Gaussian are taken from the input; 0 leaves colours free.
+        seed: of P-diffusion's noise.
+    """
+
+    def __init__(self, prompter: Prompter, p_former: PFormer, denoiser: Denoiser, inferer: ResidualShiftInferer,
+                 stop_after: str = "p_diffusion", skip_in_focus: bool = False, in_focus_um: float = 0.4,
+                 colour_sigma_px: float = 16.0, seed: int = 0) -> None:
+        super().__init__()
+        if stop_after not in STAGES:
+            raise ValueError(f"stop_after must be one of {STAGES}, got {stop_after!r}.")
+        self.prompter, self.p_former, self.denoiser = prompter, p_former, denoiser
+        self.inferer, self.scheduler = inferer, inferer.scheduler
+        self.stop_after, self.skip_in_focus, self.in_focus_um = stop_after, skip_in_focus, in_focus_um
+        self.colour_sigma_px, self.seed = colour_sigma_px, seed
+        self.stride = max(p_former.stride, denoiser.stride, prompter.estimator.stride)
+
+    def forward(self, image: Tensor, location: Tensor | None = None) -> Tensor:
+        """Restored tiles (B, 3, H, W) in [0, 1] of tiles (B, 3, H, W) in [0, 1]; see `restore`."""
+        return self.restore(image, location).restored
+
+    def restore(self, image: Tensor, location: Tensor | None = None) -> Restoration:
+        """Restore tiles and keep what was learned on the way.
+
+        Args:
+            image: (B, 3, H, W), [0, 1], any size.
+            location: (B, 2) int64; None places every tile at (0, 0).
+
+        Raises:
+            ValueError: `image` is no batch of RGB tiles.
+        """
+        check_image(image)
+        height, width = image.shape[-2:]
+        location = torch.zeros(len(image), 2, dtype=torch.int64, device=image.device) if location is None else location
+        padded = self._padded(image)
+        started = time.perf_counter()
+        prompts = self.prompter(padded)
+        focus_map = self.prompter.estimator.map_of(prompts.defocus, padded.shape[-2:])
+        prompted = time.perf_counter()
+        coarse = self._with_colours_of(padded, self.p_former(padded, prompts.pathology))
+        formed = time.perf_counter()
+        restored = coarse
+        if self.stop_after == "p_diffusion":
+            sampled = self.inferer.sample(coarse, self.denoiser, prompts, location, self.seed)
+            restored = self._with_colours_of(padded, sampled)
+        diffused = time.perf_counter()
+        coarse, restored, focus_map = (x[..., :height, :width] for x in (coarse, restored, focus_map))
+        if self.skip_in_focus:
+            coarse, restored = (self._sparing(image, x, focus_map) for x in (coarse, restored))
+        seconds = {"prompts": prompted - started, "p_former": formed - prompted, "p_diffusion": diffused - formed}
+        return Restoration(restored, coarse, focus_map, prompts.defocus_um, prompts.contrast, seconds)
+
+    def _padded(self, image: Tensor) -> Tensor:
+        """Mirrored to the right and below, up to a multiple of the stride."""
+        for axis in (-2, -1):
+            length = image.shape[axis]
+            wanted = -(-length // self.stride) * self.stride
+            # A mirror holds no more than the image: small images are mirrored back and forth.
+            position = torch.arange(wanted, device=image.device) % max(1, 2 * length - 2)
+            position = torch.where(position < length, position, 2 * length - 2 - position).clamp(min=0)
+            image = image.index_select(axis, position)
+        return image
+
+    def _with_colours_of(self, image: Tensor, result: Tensor) -> Tensor:
+        """`result` with the low frequencies of `image`, in linear light: defocus moves light, it does not dye it."""
+        result = result.clamp(0, 1)
+        if self.colour_sigma_px <= 0:
+            return result
+        light = to_linear(result)
+        return to_srgb(light + smoothed(to_linear(image) - light, self.colour_sigma_px))
+
+    def _sparing(self, image: Tensor, result: Tensor, focus_map: Tensor) -> Tensor:
+        """`result` where the tissue is out of focus, the very pixels of `image` where it is in focus."""
+        weight = (focus_map.abs() / self.in_focus_um - 1).clamp(0, 1)
+        return torch.where(weight > 0, image + weight * (result - image), image)

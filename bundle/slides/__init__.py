@@ -1,0 +1,1 @@
+"""Slides and images of any size: reading, tiling, blending, writing."""

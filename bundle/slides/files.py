@@ -1,0 +1,71 @@
+"""Which files a command reads and which it writes, settled before any work starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES
+
+
+class Job(NamedTuple):
+    """One image and what becomes of it."""
+
+    image: Path
+    results: list[Path]
+
+
+def plan_jobs(
+    images: Iterable[str], results_of: Callable[[Path], list[Path]], overwrite: bool
+) -> tuple[list[Job], list[str]]:
+    """Jobs for images and folders of images, and one sentence for each that must not run.
+
+    Args:
+        images: files, or folders whose images are taken (not those of their subfolders).
+        results_of: the files that come of an image.
+        overwrite: existing results may be replaced.
+
+    Returns:
+        Jobs whose results are distinct, not there yet unless `overwrite`, and never the image itself; problems.
+    """
+    problems: list[str] = []
+    found: dict[Path, None] = {}  # a set that keeps its order: an image named twice is one image
+    for name in images:
+        path = Path(name)
+        members = _images_in(path) if path.is_dir() else [path]
+        if not members:
+            problems.append(
+                f"a folder must hold images ({', '.join(RASTER_SUFFIXES + TIFF_SUFFIXES)}), {path} has none."
+            )
+        found |= dict.fromkeys(members)
+    jobs = [Job(image, results_of(image)) for image in found]
+    counts = Counter(result for job in jobs for result in job.results)
+    allowed = []
+    for job in jobs:
+        problem = _problem(job, counts, overwrite)
+        if problem is None:
+            allowed.append(job)
+        else:
+            problems.append(problem)
+    return allowed, problems
+
+
+def _images_in(folder: Path) -> list[Path]:
+    members = sorted(folder.iterdir())
+    return [path for path in members if path.suffix.lower() in RASTER_SUFFIXES + TIFF_SUFFIXES and path.is_file()]
+
+
+def _problem(job: Job, counts: Counter[Path], overwrite: bool) -> str | None:
+    for result in job.results:
+        if result.exists() and job.image.exists() and result.samefile(job.image):
+            return f"a result must not replace its own input, {result} would: choose another folder."
+        if counts[result] > 1:
+            return f"results must have different names, {counts[result]} inputs would become {result}: {job.image}."
+        if result.exists() and not overwrite:
+            return f"{result} exists: --overwrite replaces it."
+        parent = next(folder for folder in result.parents if folder.exists())
+        if not parent.is_dir():
+            return f"the output must be a folder, {parent} is a file."
+    return None

@@ -1,0 +1,115 @@
+"""From a batch of sharp patches to what each stage's trainer needs: (inputs, targets, args, kwargs) of MONAI engines.
+
+Each class is a `prepare_batch` of a `SupervisedTrainer`. The frozen stages before the one in training run here,
+without gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bundle.conventions import LABEL, MPP
+from bundle.optics.random_defocus import DefocusSimulator, SimulatedPatches
+from bundle.p_former.network import PFormer
+from bundle.prompts.prompter import Prompter
+
+Prepared = tuple[Any, Any, tuple, dict]
+
+
+def _simulated(simulate: DefocusSimulator, batch: dict[str, Any], device: torch.device | None) -> SimulatedPatches:
+    sharp = torch.as_tensor(batch[LABEL]).to(device=device, dtype=torch.float32) / 255
+    return simulate(sharp, torch.as_tensor(batch[MPP], dtype=torch.float32), torch.as_tensor(batch["seed"]))
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    """`network` in evaluation mode, without gradients."""
+    return network.eval().requires_grad_(False)
+
+
+class DefocusBatch:
+    """Stage 1: defocused patch -> signed distance and contrast, targets (B, 2)."""
+
+    def __init__(self, simulate: DefocusSimulator) -> None:
+        self.simulate = simulate
+
+    def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
+                 **kwargs: Any) -> Prepared:
+        """Inputs (B, 3, H, W), targets (B, 2)."""
+        drawn = _simulated(self.simulate, batchdata, device)
+        return drawn.image, torch.stack([drawn.defocus_um, drawn.contrast], 1), (), {}
+
+
+class EncoderBatch:
+    """Compact encoder: sharp and blurred patches of the same tissue; the target is the sharp patch itself."""
+
+    def __init__(self, simulate: DefocusSimulator) -> None:
+        self.simulate = simulate
+
+    def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
+                 **kwargs: Any) -> Prepared:
+        """Inputs and targets (B, 3, H, W); a seed for each patch's mask as argument."""
+        sharp = torch.as_tensor(batchdata[LABEL]).to(device=device, dtype=torch.float32) / 255
+        sharp = self.simulate.centre(sharp)
+        return sharp, sharp, (torch.as_tensor(batchdata["seed"]),), {}
+
+
+class PromptBatch:
+    """Stage 2: tokens of the defocused patch and P_D -> tokens of the sharp one."""
+
+    def __init__(self, simulate: DefocusSimulator, prompter: Prompter) -> None:
+        self.simulate, self.prompter = simulate, frozen(prompter)
+
+    @torch.no_grad()
+    def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
+                 **kwargs: Any) -> Prepared:
+        """Inputs P_LP (B, N, D), targets P_HP (B, N, D), P_D as argument."""
+        drawn = _simulated(self.simulate, batchdata, device)
+        blurred, sharp = self.prompter.encoder(drawn.image), self.prompter.encoder(drawn.label)
+        return blurred, sharp, (self.prompter.estimator(drawn.image).prompt,), {}
+
+
+class PFormerBatch:
+    """Stage 3: defocused patch and P_P -> sharp patch."""
+
+    def __init__(self, simulate: DefocusSimulator, prompter: Prompter) -> None:
+        self.simulate, self.prompter = simulate, frozen(prompter)
+
+    @torch.no_grad()
+    def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
+                 **kwargs: Any) -> Prepared:
+        """Inputs and targets (B, 3, H, W), P_P as argument."""
+        drawn = _simulated(self.simulate, batchdata, device)
+        return drawn.image, drawn.label, (self.prompter.pathology(drawn.image),), {}
+
+
+class PDiffusionBatch:
+    """Stage 4: coarse image, noise, timestep and prompts -> sharp patch."""
+
+    def __init__(self, simulate: DefocusSimulator, prompter: Prompter, p_former: PFormer | None, steps: int = 4) -> None:
+        self.simulate, self.prompter, self.steps = simulate, frozen(prompter), steps
+        self.p_former = None if p_former is None else frozen(p_former)
+
+    @torch.no_grad()
+    def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
+                 **kwargs: Any) -> Prepared:
+        """Inputs coarse (B, 3, H, W), targets (B, 3, H, W); label, noise, timestep, prompts as arguments."""
+        drawn = _simulated(self.simulate, batchdata, device)
+        prompts = self.prompter(drawn.image)
+        coarse = drawn.image
+        if self.p_former is not None:  # None: P-diffusion stands alone and starts from I_LQ
+            coarse = self.p_former(drawn.image, prompts.pathology).clamp(0, 1)
+        noise, timestep = _drawn_noise(drawn.label, torch.as_tensor(batchdata["seed"]), self.steps)
+        return coarse, drawn.label, (drawn.label, noise, timestep, prompts), {}
+
+
+def _drawn_noise(like: Tensor, seeds: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Noise and a timestep of each patch, from the patch's own seed."""
+    noises, timesteps = [], []
+    for seed in seeds.tolist():
+        generator = torch.Generator().manual_seed(seed ^ 0x5DEECE66)
+        noises.append(torch.randn(like.shape[1:], generator=generator))
+        timesteps.append(int(torch.randint(1, steps + 1, (), generator=generator)))
+    return torch.stack(noises).to(like.device), torch.tensor(timesteps, device=like.device)

@@ -1,0 +1,70 @@
+"""Train the shipped compact weights, every stage in order, and put them into models/.
+
+    python scripts/train_compact.py --data ../shared/data/tiles --runs runs       # or: make train DATA=folder
+
+Reads   a folder of sharp fields with index.json (see bundle/data/fields.py)
+Writes  runs/<stage>/checkpoint.pt and network.pt after every epoch; models/model.pt at the end
+
+Stopped at any moment, the same command goes on from the last checkpoint; finished stages are skipped. Hours, steps and
+figures of the shipped weights stand in models/README.md. Anything after `--` goes to every stage, as
+`-- --p_former_epochs 300`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from monai.bundle import ConfigParser
+
+from bundle.training.checkpoints import WEIGHTS, load_weights, save_whole
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("encoder", "defocus", "prompt", "p_former", "p_diffusion")
+# glibc keeps large blocks instead of mapping them anew for every layer: see bundle/host.py.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+# Where a stage's network lies in the chain, and in its own file.
+PLACES = {"encoder": ("prompter.encoder", "encoder."), "defocus": ("prompter.estimator", ""),
+          "prompt": ("prompter.restorer", ""), "p_former": ("p_former", ""), "p_diffusion": ("denoiser", "")}
+
+
+def train(stage: str, data: Path, runs: Path, extra: list[str]) -> None:
+    """Run one stage's config with the compact overlay in a process of its own."""
+    files = [f"configs/train_{stage}.json", "configs/compact.json"]
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(files),
+               "--dataset_dir", str(data.resolve()), "--runs_dir", str(runs.resolve()),
+               "--encoder_weights", str((runs / "encoder" / WEIGHTS).resolve()), "--encoder_prefix", "encoder.", *extra]
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, **ALLOCATOR})
+
+
+def assemble(runs: Path, target: Path) -> None:
+    """Put the stages' networks into one state dict of configs/inference.json's `network_def`, stored as float16."""
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs" / "inference.json"))
+    network = parser.get_parsed_content("network_def")
+    for stage, (place, prefix) in PLACES.items():
+        load_weights(network.get_submodule(place), runs / stage / WEIGHTS, prefix)
+    halved = {name: value.half() if value.dtype == torch.float32 else value
+              for name, value in network.state_dict().items()}
+    save_whole(halved, target)
+
+
+def main() -> None:
+    """Parse the line above and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of sharp fields")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of checkpoints")
+    parser.add_argument("--target", type=Path, default=ROOT / "models" / "model.pt", help="the weights to write")
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=STAGES, help="stages to train; the rest is taken")
+    known, extra = parser.parse_known_args()
+    for stage in known.stages:
+        train(stage, known.data, known.runs, [word for word in extra if word != "--"])
+    assemble(known.runs, known.target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Whole images through small stand-ins of the tile restorer: every pixel in its place, whatever the block, the batch
+and the order.
+"""
+
+import gc
+import itertools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bundle.slide_restoration import FOCUS_MAP_SIDE_PX, SlideRestorer
+from bundle.slides.grid import Box, TileGrid
+from bundle.slides.reader import ImageReader
+from bundle.slides.writer import ImageSink
+
+
+class Result(NamedTuple):
+    restored: Tensor
+    defocus_um: Tensor
+
+
+class Estimator(nn.Module):
+    def focus_map(self, image: Tensor) -> Tensor:
+        return 4 * image.mean(dim=1, keepdim=True) - 2
+
+
+class Prompter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.estimator = Estimator()
+
+
+class FakeRestorer(nn.Module):
+    """Returns its input; remembers what it was called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompter = Prompter()
+        self.calls: list[tuple[Tensor, Tensor]] = []
+
+    def change(self, image: Tensor, location: Tensor) -> Tensor:
+        return image
+
+    def restore(self, image: Tensor, location: Tensor) -> Result:
+        assert torch.is_inference_mode_enabled() and location.dtype == torch.int64
+        self.calls.append((image, location))
+        return Result(self.change(image, location), image.mean(dim=(1, 2, 3)) - 1)
+
+
+class ByPosition(FakeRestorer):
+    """Depends on the position within the tile, as a network with borders does: the worst case for seams and order."""
+
+    def change(self, image: Tensor, location: Tensor) -> Tensor:
+        ramp = torch.linspace(0, 0.3, image.shape[-1]) + torch.linspace(0, 0.2, image.shape[-2])[:, None]
+        return (image * 0.7 + ramp).sqrt()
+
+
+class NoiseByLocation(FakeRestorer):
+    """Adds noise of a field tied to the image's coordinates, as P-diffusion does."""
+
+    FIELD = torch.rand(3, 600, 600, generator=torch.Generator().manual_seed(3))
+
+    def change(self, image: Tensor, location: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        noise = [self.FIELD[:, row : row + height, col : col + width] for row, col in location.tolist()]
+        return image * 0.5 + torch.stack(noise) * 0.5
+
+
+class Beyond(FakeRestorer):
+    """Leaves [0, 1] on both sides, as any network does."""
+
+    def change(self, image: Tensor, location: Tensor) -> Tensor:
+        return image * 3 - 1
+
+
+class MemoryReader(ImageReader):
+    def __init__(self, pixels: np.ndarray) -> None:
+        super().__init__(Path("field.png"), pixels.shape[:2], None, None)
+        self.pixels = pixels
+
+    def _read(self, box: Box) -> np.ndarray:
+        return self.pixels[box.row : box.bottom, box.col : box.right].copy()
+
+    def close(self) -> None:
+        pass
+
+
+class MemorySink(ImageSink):
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__(Path("never-written.png"), shape, None, None, overwrite=False)
+        self.pixels = np.zeros((*shape, 3), np.uint8)
+
+    def _put(self, box: Box, pixels: np.ndarray) -> None:
+        self.pixels[box.row : box.bottom, box.col : box.right] = pixels
+
+    def _encode(self, file: object) -> None:
+        pass
+
+    def _release(self) -> None:
+        assert self._missing == 0
+
+
+def field(height: int = 210, width: int = 170) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def restored(network: FakeRestorer, pixels: np.ndarray, **sizes: int) -> np.ndarray:
+    sink = MemorySink(pixels.shape[:2])
+    SlideRestorer(network, **{"tile_px": 64, "overlap_px": 16} | sizes).restore(MemoryReader(pixels), sink)
+    assert sink._missing == 0
+    return sink.pixels
+
+
+@pytest.mark.parametrize("shape", [(210, 170), (64, 64), (40, 33), (40, 300), (113, 64)])
+@pytest.mark.parametrize("block_px", [1, 64, 100, 2048])
+def test_an_image_that_needs_no_change_comes_back_bit_by_bit(shape: tuple[int, int], block_px: int) -> None:
+    """uint8 -> restore -> uint8: what is in focus and skipped must not change by a single grey level."""
+    pixels = field(*shape)
+    np.testing.assert_array_equal(restored(FakeRestorer(), pixels, block_px=block_px), pixels)
+
+
+@pytest.mark.parametrize("network", [ByPosition, NoiseByLocation])
+@pytest.mark.parametrize(("block_px", "batch"), list(itertools.product([48, 64, 130, 2048], [1, 3, 100])))
+def test_the_pixels_do_not_depend_on_block_or_batch(network: type[FakeRestorer], block_px: int, batch: int) -> None:
+    """A machine with less memory must give the same diagnosis."""
+    pixels = field()
+    expected = restored(network(), pixels)
+    assert (expected != pixels).any()
+    np.testing.assert_array_equal(restored(network(), pixels, block_px=block_px, batch=batch), expected)
+
+
+def test_noise_tied_to_the_image_passes_the_seams_unharmed() -> None:
+    """Feathering two different noises halves their variance along every seam: visible stripes."""
+    pixels = field()
+    truth = pixels / 255 * 0.5 + NoiseByLocation.FIELD[:, :210, :170].permute(1, 2, 0).numpy() * 0.5
+    assert np.abs(restored(NoiseByLocation(), pixels, block_px=100) - truth * 255).max() <= 0.51
+
+
+def test_values_outside_the_range_are_clipped_and_never_wrap() -> None:
+    """300 as uint8 is 44: a white hole turns into a black one."""
+    pixels = field()
+    expected = np.clip(np.round(pixels.astype(float) * 3 - 255), 0, 255)
+    assert np.abs(restored(Beyond(), pixels) - expected).max() <= 1
+
+
+def test_every_tile_has_the_same_size_and_knows_where_it_lies() -> None:
+    """Noise and positions are tied to the image by the location; batches need equal sizes."""
+    pixels = field()
+    network = FakeRestorer()
+    restored(network, pixels, block_px=100, batch=2)
+    for images, locations in network.calls:
+        assert images.shape[1:] == (3, 64, 64) and len(images) == len(locations) <= 2
+        for image, (row, col) in zip(images, locations.tolist(), strict=True):
+            window = pixels[row : row + 64, col : col + 64].transpose(2, 0, 1)
+            np.testing.assert_array_equal((image.numpy() * 255).round().astype(np.uint8), window)
+
+
+def test_no_tile_runs_twice_within_a_row_of_blocks_and_progress_counts_the_runs() -> None:
+    """The network is 95 % of the time: tiles between two blocks are kept, and the ETA must end at 100 %."""
+    for shape, block_px, again in (((60, 300), 96, 0), ((60, 300), 2048, 0), ((210, 170), 96, 3 * 4)):
+        network, steps = FakeRestorer(), list[tuple[int, int]]()
+
+        def note(done: int, total: int, steps: list[tuple[int, int]] = steps) -> None:
+            steps.append((done, total))
+
+        SlideRestorer(network, 64, 16, block_px).restore(MemoryReader(field(*shape)), MemorySink(shape), note)
+        assert len(network.calls) == len(TileGrid(*shape, 64, 16)) + again
+        assert steps[-1] == (len(network.calls),) * 2
+
+
+def test_the_report_counts_every_tile_once_whatever_the_block() -> None:
+    """Figures that change with the memory setting are no figures."""
+    pixels = field()
+    pixels[:, :100] //= 4
+    reports = [
+        SlideRestorer(FakeRestorer(), 64, 16, block_px).restore(MemoryReader(pixels), MemorySink((210, 170)))
+        for block_px in (48, 100, 2048)
+    ]
+    assert {report.tiles for report in reports} == {20} and {report.untouched for report in reports} == {1.0}
+    assert reports[0].mean_defocus_um == pytest.approx(reports[2].mean_defocus_um)
+    assert 0.4 < reports[0].mean_defocus_um < 1 and reports[0].seconds > 0
+    changed = SlideRestorer(ByPosition(), 64, 16).restore(MemoryReader(pixels), MemorySink((210, 170)))
+    assert changed.untouched < 0.01
+
+
+def test_the_focus_map_has_one_value_per_cell_of_a_large_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map must lie over its image: a shifted one sends the user to the wrong place."""
+    monkeypatch.setattr("bundle.slide_restoration.FOCUS_MAP_SIDE_PX", 70)
+    pixels = field()
+    full = 4 * pixels.mean(axis=2) / 255 - 2
+    expected = [[full[r : r + 3, c : c + 3].mean() for c in range(0, 170, 3)] for r in range(0, 210, 3)]
+    for block_px in (50, 2048):
+        focus = SlideRestorer(FakeRestorer(), 64, 16, block_px).focus_map(MemoryReader(pixels))
+        assert focus.scale == 3 and focus.defocus_um.dtype == np.float32
+        np.testing.assert_allclose(focus.defocus_um, expected, atol=1e-4)
+
+
+def test_the_focus_map_of_a_small_image_has_its_size() -> None:
+    """A field is shown at full resolution, with the sign kept."""
+    assert FOCUS_MAP_SIDE_PX >= 1024
+    focus = SlideRestorer(FakeRestorer()).focus_map(MemoryReader(field(50, 40)))
+    assert focus.defocus_um.shape == (50, 40) and focus.scale == 1
+    assert focus.defocus_um.min() < 0 < focus.defocus_um.max()
+
+
+def test_memory_follows_the_block_and_not_the_image() -> None:
+    """A slide is larger than any memory: beside input and output only a block may be held."""
+    pixels = np.zeros((1200, 1200, 3), np.uint8)
+    reader, sink = MemoryReader(pixels), MemorySink((1200, 1200))
+    held: list[int] = []
+
+    class Counting(FakeRestorer):
+        calls_seen = 0
+
+        def restore(self, image: Tensor, location: Tensor) -> Result:
+            self.calls_seen += 1
+            if self.calls_seen % 60 == 1:
+                held.append(sum(t.numel() * t.element_size() for t in gc.get_objects() if type(t) is Tensor))
+            return Result(image.clone(), torch.zeros(len(image)))
+
+    SlideRestorer(Counting(), 64, 16, 200).restore(reader, sink)
+    assert len(held) > 8 and max(held) - held[0] < 3 * 2**20, held  # the float image has 16 MiB
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rule"),
+    [
+        ({"batch": 0}, "batch and block_px must be positive, got 0"),
+        ({"block_px": 0}, "batch and block_px must be positive"),
+        ({"tile_px": 0}, "tile_px must be positive, got 0"),
+        ({"tile_px": 64, "overlap_px": 33}, "got 33"),
+    ],
+)
+def test_sizes_state_their_rule_before_any_image_is_opened(sizes: dict[str, int], rule: str) -> None:
+    """A typing error must not cost the loading of a slide."""
+    with pytest.raises(ValueError, match=rule):
+        SlideRestorer(FakeRestorer(), **sizes)
