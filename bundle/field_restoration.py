@@ -47,7 +47,7 @@ def restore_field(network: TileRestorer, image: Tensor, tile_px: int = 256, over
         overlap_px: px shared by neighbours.
         batch: tiles at once; changes the speed only.
     """
-    grid = TileGrid(*image.shape[-2:], tile_px, overlap_px)
+    grid = TileGrid(image.shape[-2], image.shape[-1], tile_px, overlap_px)
     blends = {"restored": BlockBlend(grid, grid.image), "coarse": BlockBlend(grid, grid.image),
               "focus_map_um": BlockBlend(grid, grid.image, 1)}
     seconds: dict[str, float] = {}

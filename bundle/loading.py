@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+from bundle.weights import load_weights, read_state
 
 if TYPE_CHECKING:
     from bundle.restoration import TileRestorer
@@ -36,10 +37,8 @@ def load_tile_restorer(config: Path = CONFIG, weights: Path = WEIGHTS, device: s
     for path, what in ((config, "config"), (weights, "weights")):
         if not path.is_file():
             raise FileNotFoundError(f"the {what} file must exist, {path} does not.")
-    state = read_state(weights)
-    network = build_network(config, device)
-    _refuse_misfit(network, state, weights)
-    network.load_state_dict(state)
+    read_state(weights)  # a file that is none is told before the network is built
+    network = load_weights(build_network(config, device), weights)
     restorer: TileRestorer = network.to(device).eval()  # type: ignore[assignment]  # the config's class
     return restorer
 
@@ -82,48 +81,6 @@ def build_network(config: Path, device: str) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ValueError(f"network_def of {config.name} must be a torch module, got {type(network).__name__}.")
     return network
-
-
-def read_state(weights: Path) -> dict[str, Any]:
-    """The state dict of a file, on the CPU.
-
-    Raises:
-        ValueError: not a state dict that `torch.load(weights_only=True)` reads.
-    """
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    # What torch.load raises for text, pictures, truncated archives and pickles with code in them.
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise ValueError(f"weights must be a state dict written by torch.save, {weights.name} is not.") from error
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise ValueError(f"weights must be a state dict, {weights.name} holds {type(state).__name__}.")
-    return state
-
-
-def _refuse_misfit(network: nn.Module, state: dict[str, Any], weights: Path) -> None:
-    wanted = network.state_dict()
-    problems = {
-        "missing": [name for name in wanted if name not in state],
-        "unknown": [name for name in state if name not in wanted],
-        "of another size": [
-            name
-            for name in wanted
-            if name in state
-            and isinstance(wanted[name], torch.Tensor)
-            and getattr(state[name], "shape", None) != wanted[name].shape
-        ],
-    }
-    found = [f"{len(names)} {what} (first {names[0]})" for what, names in problems.items() if names]
-    if found:
-        raise ValueError(f"weights must fit network_def entry by entry, {weights.name} has {', '.join(found)}.")
 
 
 def _line(error: BaseException) -> str:

@@ -52,12 +52,18 @@ class FocusMap(NamedTuple):
     scale: int  # image pixels per value, along each side
 
 
+class TileFigures(NamedTuple):
+    """What is kept of a tile for the report."""
+
+    defocus_um: float
+    untouched: float  # share of its pixels
+
+
 class TileResult(NamedTuple):
     """A tile on its way into a block, on the CPU."""
 
     pixels: Tensor  # (channels, h, w) float32
-    defocus_um: float
-    untouched: float  # share of its pixels
+    figures: TileFigures
 
 
 # Tiles (B, 3, h, w) in [0, 1] and their (row, col), (B, 2) -> results in the same order.
@@ -110,10 +116,10 @@ class SlideRestorer:
         block_px = max(1, self.block_px // stride) * stride
         distances: list[float] = []
         untouched: list[float] = []
-        for block, pixels, results in self._blocks(reader, grid, block_px, self._run_restorer, 3, progress):
+        for block, pixels, figures in self._blocks(reader, grid, block_px, self._run_restorer, 3, progress):
             sink.write(block.row, block.col, to_uint8(pixels).permute(1, 2, 0).contiguous().numpy())
-            distances += [abs(result.defocus_um) for result in results]
-            untouched += [result.untouched for result in results]
+            distances += [abs(tile.defocus_um) for tile in figures]
+            untouched += [tile.untouched for tile in figures]
         seconds = time.perf_counter() - started
         return SlideReport(*reader.shape, len(grid), float(np.mean(untouched)), float(np.mean(distances)), seconds)
 
@@ -144,13 +150,13 @@ class SlideRestorer:
             # Copied to a tensor of its own: a kept view would hold the whole batch.
             pixels = restored.float().cpu().clone()
             untouched = float((restored == source).all(0).float().mean())
-            results.append(TileResult(pixels, distance, untouched))
+            results.append(TileResult(pixels, TileFigures(distance, untouched)))
         return results
 
     def _run_estimator(self, image: Tensor, location: Tensor) -> list[TileResult]:
         del location  # the estimator draws no noise
         maps = self.tile_restorer.prompter.estimator.focus_map(image).float().cpu()
-        return [TileResult(one.clone(), float(one.mean()), 0.0) for one in maps]
+        return [TileResult(one.clone(), TileFigures(float(one.mean()), 0.0)) for one in maps]
 
     def _blocks(
         self,
@@ -160,8 +166,8 @@ class SlideRestorer:
         run: RunTiles,
         channels: int,
         progress: Progress | None,
-    ) -> Iterator[tuple[Box, Tensor, list[TileResult]]]:
-        """Every block with its blended pixels and the results of the tiles that start in it."""
+    ) -> Iterator[tuple[Box, Tensor, list[TileFigures]]]:
+        """Every block with its blended pixels and the figures of the tiles that start in it."""
         total, done = _tiles_to_run(grid, block_px), 0
         kept: dict[Box, TileResult] = {}
         for block in grid.blocks(block_px):
@@ -175,7 +181,7 @@ class SlideRestorer:
                     result, done = next(fresh), done + 1
                 blend.add(tile, result.pixels)
                 if tile.row >= block.row and tile.col >= block.col:
-                    own.append(result)
+                    own.append(result.figures)
                 if tile.right > block.right:
                     next_kept[tile] = result
                 if progress is not None:

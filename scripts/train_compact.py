@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 
-from bundle.training.checkpoints import WEIGHTS, load_weights, save_whole
+from bundle.training.checkpoints import WEIGHTS
+from bundle.weights import load_weights, save_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("encoder", "defocus", "prompt", "p_former", "p_diffusion")
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of sharp fields")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of checkpoints")
     parser.add_argument("--target", type=Path, default=ROOT / "models" / "model.pt", help="the weights to write")
-    parser.add_argument("--stages", nargs="*", choices=STAGES, default=STAGES, help="stages to train; the rest is taken")
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=STAGES, help="stages to train")
     known, extra = parser.parse_known_args()
     for stage in known.stages:
         train(stage, known.data, known.runs, [word for word in extra if word != "--"])

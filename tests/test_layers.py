@@ -16,26 +16,30 @@ PACKAGE = ROOT / "bundle"
 MAY_IMPORT: dict[str, set[str]] = {
     "conventions": set(),
     "host": set(),
+    "arguments": set(),
+    "weights": set(),
     "optics": {"conventions"},
     "slides": {"conventions"},
     "prompts": {"conventions"},
     "data": {"conventions", "optics"},
     "p_former": {"conventions", "prompts"},
     "p_diffusion": {"conventions", "prompts"},
-    "training": {"conventions", "data", "optics", "prompts", "p_former", "p_diffusion"},
+    "training": {"conventions", "data", "optics", "prompts", "p_former", "p_diffusion", "weights"},
     "restoration": {"conventions", "optics", "prompts", "p_former", "p_diffusion"},
     "slide_restoration": {"conventions", "restoration", "slides"},
+    "field_restoration": {"conventions", "restoration", "slides"},
     "report": {"conventions", "restoration", "slides"},
-    "loading": {"conventions", "restoration"},
+    "loading": {"conventions", "restoration", "weights"},
     "messages": {"slide_restoration", "slides"},
     "simulation": {"conventions", "optics", "slides"},
     "focus_files": {"report", "slide_restoration", "slides"},
     "evaluation": {
-        "conventions", "data", "optics", "prompts", "restoration", "slide_restoration", "slides", "training",
+        "conventions", "data", "field_restoration", "optics", "prompts", "restoration", "slide_restoration", "slides",
+        "training", "weights",
     },
 }
 ANYTHING = {"cli"}  # may import every room; no room may import it
-RESTORE_PATH = {"restoration", "slide_restoration", "loading"}
+RESTORE_PATH = {"restoration", "slide_restoration", "field_restoration", "loading"}
 NOT_TO_RESTORE = {"training", "data", "evaluation"}
 
 # Packages that are missing on many machines or slow to import: inside a function, and only in these files.

@@ -22,7 +22,8 @@ class RandCropAtMagnificationd(RandomizableTransform, MapTransform):
         finest_mpp: µm per pixel from which on a field counts as 20x.
     """
 
-    def __init__(self, keys: str = LABEL, size_px: int = 320, halve_share: float = 0.25, finest_mpp: float = 0.36) -> None:
+    def __init__(self, keys: str = LABEL, size_px: int = 320, halve_share: float = 0.25,
+                 finest_mpp: float = 0.36) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, halve_share)
         self.size_px, self.finest_mpp = size_px, finest_mpp

@@ -5,6 +5,8 @@
 
 Both are tensor operations, so that a field of megapixels takes seconds and a GPU helps; they agree with scikit-image
 (tests/evaluation/test_baselines.py). Both work on sRGB values, as ImageJ and scikit-image users apply them.
+Their defaults had the best mean PSNR over 0.8, 1.6 and 3.2 µm on two validation fields, among amounts 0.5 and 1, sigma
+1 and 2 px, and 3, 5, 10 and 20 iterations: the test fields had no say.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ EDGES = 0.05  # share of the pixels that count as edges: the steepest
 WIDEST_PX = 6.0
 
 
-def unsharp_mask(image: Tensor, sigma_px: float = 2.0, amount: float = 1.0) -> Tensor:
+def unsharp_mask(image: Tensor, sigma_px: float = 2.0, amount: float = 0.5) -> Tensor:
     """The image plus `amount` times its detail below about `sigma_px`, clipped to [0, 1]."""
     return (image + amount * (image - smoothed(image, sigma_px))).clamp(0, 1)
 
@@ -49,7 +51,7 @@ def _slope(grey: Tensor) -> Tensor:
     return torch.hypot(rows, columns).flatten(1)
 
 
-def richardson_lucy(image: Tensor, sigma_px: float, iterations: int = 10) -> Tensor:
+def richardson_lucy(image: Tensor, sigma_px: float, iterations: int = 5) -> Tensor:
     """Richardson-Lucy deconvolution by a Gaussian, clipped to [0, 1]; scikit-image's, but with reflected borders.
 
     Raises:
@@ -66,7 +68,7 @@ def richardson_lucy(image: Tensor, sigma_px: float, iterations: int = 10) -> Ten
     return estimate.clamp(0, 1)
 
 
-def blind_richardson_lucy(image: Tensor, iterations: int = 10) -> Tensor:
+def blind_richardson_lucy(image: Tensor, iterations: int = 5) -> Tensor:
     """Richardson-Lucy with each image's own estimated width; nothing but the image is used, (B, 3, H, W)."""
     widths = blur_width_px(image).tolist()
     return torch.cat([richardson_lucy(one[None], width, iterations) for one, width in zip(image, widths, strict=True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -35,6 +36,14 @@ def commit(folder: Path) -> str | None:
 def _git(folder: Path, *arguments: str) -> str:
     finished = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
     return finished.stdout.strip()
+
+
+def code_sha256(package: Path) -> str:
+    """One checksum over every module of a package: figures of changed code are not those of this code."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def hardware(device: torch.device) -> str:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bundle.conventions import plane_positions_um
 from bundle.evaluation.fields import Field, FocalField, read_field
-from bundle.evaluation.origin import command_line, commit, hardware
+from bundle.evaluation.origin import code_sha256, command_line, commit, hardware
 from bundle.evaluation.scores import Baseline, FieldRestorer, FieldScorer
 from bundle.evaluation.summary import average, summarise
 from bundle.evaluation.tables import cell, write_results, write_text
@@ -80,7 +80,7 @@ class Evaluation:
             "jpeg_quality": jpeg_quality,
             "seed": seed,
             "lpips": self.lpips.name if self.lpips.distance is not None else None,
-            "commit": self.commit,
+            "code": code_sha256(Path(__file__).parents[1]),
         }
 
     def run(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ Relief within a tile: layers of equal defocus every 0.2 µm, interpolated per pi
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import torch
 from torch import Tensor
@@ -38,11 +38,20 @@ def to_srgb(light: Tensor) -> Tensor:
 
 
 class GainTable:
-    """Gains of one objective at any defocus, computed once every 0.2 µm and interpolated between."""
+    """Gains of one objective, computed once at every layer of defocus and interpolated between.
 
-    def __init__(self, optics: Optics, reach_um: float = 8.0, grid_px: int = GRID_PX) -> None:
-        self.optics, self.reach_um = optics, reach_um
-        steps = round(2 * reach_um / LAYER_UM) + 1
+    Args:
+        optics: the objective.
+        reach_um: largest distance, either way.
+        grid_px: of the pupil.
+        layer_um: distance between two layers; also of the blur in `defocus`.
+    """
+
+    def __init__(self, optics: Optics, reach_um: float = 8.0, grid_px: int = GRID_PX,
+                 layer_um: float = LAYER_UM) -> None:
+        self.optics, self.layer_um = optics, layer_um
+        self.reach_um = math.ceil(reach_um / layer_um) * layer_um
+        reach_um, steps = self.reach_um, round(2 * self.reach_um / layer_um) + 1
         self.profiles = gain_profile(optics, torch.linspace(-reach_um, reach_um, steps), grid_px=grid_px)
 
     def gains(self, defocus_um: Tensor, height: int, width: int) -> Tensor:
@@ -51,11 +60,12 @@ class GainTable:
         Raises:
             ValueError: a distance lies beyond the table's reach.
         """
-        if float(defocus_um.abs().max()) > self.reach_um:
-            raise ValueError(f"defocus must lie within ±{self.reach_um} µm, got {float(defocus_um.abs().max()):.2f} µm.")
+        if float(defocus_um.abs().max()) > self.reach_um + 1e-4:
+            farthest = float(defocus_um.abs().max())
+            raise ValueError(f"defocus must lie within ±{self.reach_um} µm, got {farthest:.2f} µm.")
         profiles = self.profiles.to(defocus_um.device)
-        entry = (defocus_um + self.reach_um) / LAYER_UM
-        lower = entry.floor().long().clamp(max=len(profiles) - 2)
+        entry = (defocus_um + self.reach_um) / self.layer_um
+        lower = entry.floor().long().clamp(0, len(profiles) - 2)
         share = (entry - lower).view(-1, 1, 1)
         mixed = profiles[lower] * (1 - share) + profiles[lower + 1] * share
         return on_image_grid(mixed, height, width)
@@ -89,15 +99,16 @@ def defocus(light: Tensor, defocus_um: Tensor, table: GainTable, margin_px: int 
     height, width = light.shape[-2:]
     margins = [min(margin_px, size - 1) for size in (width, width, height, height)]
     padded = functional.pad(light[None], margins, mode="reflect")[0]
-    first, last = int((defocus_um.min() / LAYER_UM).floor()), int((defocus_um.max() / LAYER_UM).ceil())
+    position = defocus_um / table.layer_um
+    first, last = int(position.min().floor()), int(position.max().ceil())
     spectrum = torch.fft.rfft2(padded)
     blurred = torch.zeros_like(light)
     for layer in range(first, last + 1):  # one at a time: a whole field has tens of layers
         # Weight of this layer: 1 where the distance hits it, falling to 0 at its neighbours.
-        weight = (1 - (defocus_um / LAYER_UM - layer).abs()).clamp(min=0)
+        weight = (1 - (position - layer).abs()).clamp(min=0)
         if not bool(weight.any()):
             continue
-        distance = torch.tensor([layer * LAYER_UM], device=light.device)
+        distance = torch.tensor([layer * table.layer_um], device=light.device)
         gain = table.gains(distance, *padded.shape[-2:])[0]
         plane = torch.fft.irfft2(spectrum * gain, s=padded.shape[-2:])
         blurred += weight * plane[:, margins[2]:margins[2] + height, margins[0]:margins[0] + width]

@@ -34,8 +34,8 @@ class Optics(NamedTuple):
     wavelengths_um: tuple[float, ...] = (0.61, 0.54, 0.46)  # of R, G, B
     immersion: float = 1.515  # refractive index around the tissue
     condenser: float = 1.0  # condenser NA over objective NA; 1 is incoherent
-    spherical_waves: float = 0.05  # primary spherical aberration at the pupil's rim, waves: shows the sign of defocus
-    chromatic_um: tuple[float, ...] = (0.10, 0.0, -0.15)  # focal shift of each channel, µm of stage travel
+    spherical_waves: float = 0.15  # primary spherical aberration at the pupil's rim, waves: shows the sign of defocus
+    chromatic_um: tuple[float, ...] = (0.2, 0.0, -0.3)  # focal shift of each channel, µm of stage travel
     phase_ratio: float = 0.0  # refraction of the object relative to its absorption; 0: it only absorbs
     beyond: float = 1.0  # gain at frequencies where the focused image holds no signal
 
@@ -78,7 +78,7 @@ def defocus_phase(f: Tensor, wavelength_um: float, stage_um: Tensor, depth_um: T
 
 
 def best_focus_um(depth_um: Tensor | float, optics: Optics) -> Tensor | float:
-    """Stage position at which tissue at `depth_um` (µm of glass) is sharpest: the least-squares match of both phases."""
+    """Stage position at which tissue at `depth_um` (µm of glass) is sharpest: least-squares match of both phases."""
     wavelength_um = optics.wavelengths_um[len(optics.wavelengths_um) // 2]
     f = pupil_frequencies(optics)
     f = f[f <= optics.na / wavelength_um]

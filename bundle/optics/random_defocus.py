@@ -44,27 +44,29 @@ class DefocusSimulator:
         na_40x, na_20x, mpp_40x, mpp_20x: apertures and samplings.
         condenser, spherical_waves, phase_ratio: see `Optics`.
         full_well, noise_px, sharpening, jpeg_quality: see `Camera`.
+        layer_um: defocus between two layers of the blur.
     """
 
     def __init__(self, margin_px: int = 32, scanners: int = 16, seed: int = 0, reach_um: float = 4.8,
                  relief_um: Range = (0.0, 1.0), focus_bias: float = 1.0, na_40x: Range = (0.75, 0.75),
                  na_20x: Range = (0.4, 0.4), mpp_40x: Range = (0.25, 0.25), mpp_20x: Range = (0.5, 0.5),
-                 condenser: Range = (1.0, 1.0), spherical_waves: Range = (0.05, 0.05), phase_ratio: Range = (0.0, 0.0),
+                 condenser: Range = (1.0, 1.0), spherical_waves: Range = (0.15, 0.15), phase_ratio: Range = (0.0, 0.0),
                  full_well: Range = (3_000.0, 30_000.0), noise_px: Range = (0.0, 0.0), sharpening: Range = (0.0, 0.0),
-                 jpeg_quality: Range = (70, 95)) -> None:
+                 jpeg_quality: Range = (70, 95), layer_um: float = 0.4) -> None:
         self.margin_px, self.reach_um, self.relief_um, self.focus_bias = margin_px, reach_um, relief_um, focus_bias
         self.full_well, self.noise_px, self.sharpening = full_well, noise_px, sharpening
         self.jpeg_quality = jpeg_quality
         generator = torch.Generator().manual_seed(seed)
-        reach = reach_um + relief_um[1] + 0.2
+        reach = reach_um + relief_um[1] + layer_um
         self.tables: list[list[GainTable]] = []
         for na, mpp in ((na_40x, mpp_40x), (na_20x, mpp_20x)):
             tables = []
             for _ in range(scanners):
-                optics = Optics(na=_draw(na, generator), mpp=_draw(mpp, generator), condenser=_draw(condenser, generator),
+                optics = Optics(na=_draw(na, generator), mpp=_draw(mpp, generator),
+                                condenser=_draw(condenser, generator),
                                 spherical_waves=_draw(spherical_waves, generator),
                                 phase_ratio=_draw(phase_ratio, generator))
-                tables.append(GainTable(optics, round(reach / 0.2) * 0.2, grid_px=128))
+                tables.append(GainTable(optics, reach, grid_px=128, layer_um=layer_um))
             self.tables.append(tables)
 
     def __call__(self, sharp: Tensor, mpp: Tensor, seeds: Tensor) -> SimulatedPatches:
@@ -86,8 +88,9 @@ class DefocusSimulator:
         table = tables[int(torch.randint(len(tables), (), generator=generator))]
         share = _draw((-1, 1), generator)
         position = self.reach_um * abs(share) ** self.focus_bias * (1 if share > 0 else -1)
-        relief = random_relief_um(*sharp.shape[-2:], _draw(self.relief_um, generator), generator).to(sharp.device)
-        distance = position - relief
+        amplitude = _draw(self.relief_um, generator)
+        relief = random_relief_um(sharp.shape[-2], sharp.shape[-1], amplitude, generator)
+        distance = position - relief.to(sharp.device)
         clean = self.centre(to_srgb(defocus(to_linear(sharp), distance, table, margin_px=0)))
         camera = Camera(full_well=_draw(self.full_well, generator), noise_px=_draw(self.noise_px, generator),
                         sharpening=_draw(self.sharpening, generator),

@@ -87,5 +87,6 @@ class ExpertFeedForward(nn.Module):
         """Σ_i w_i E_i(x) by one grouped convolution: x (B, hidden, H, W), gates (B, n) -> (B, hidden, H, W)."""
         batch, hidden, height, width = x.shape
         kernels = (gates @ self.sub_experts.flatten(1)).view(batch * hidden, 1, 3, 3)  # Σ_i w_i K_i of each image
-        mixed = functional.conv2d(x.reshape(1, batch * hidden, height, width), kernels, padding=1, groups=batch * hidden)
+        x = x.reshape(1, batch * hidden, height, width)
+        mixed = functional.conv2d(x, kernels, padding=1, groups=batch * hidden)
         return mixed.view(batch, hidden, height, width)

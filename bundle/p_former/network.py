@@ -74,8 +74,8 @@ class PFormer(nn.Module):
         self.fold, self.unfold = nn.PixelUnshuffle(unshuffle), nn.PixelShuffle(unshuffle)
 
         def level(channels: int, count: int, head_count: int) -> PFormerLevel:
-            return PFormerLevel(PFormerBlock(channels, head_count, expansion, experts, prompt_width, combine, gate_input)
-                                for _ in range(count))
+            options = (head_count, expansion, experts, prompt_width, combine, gate_input)
+            return PFormerLevel(PFormerBlock(channels, *options) for _ in range(count))
 
         pixels = 3 * unshuffle**2
         self.patch_embed = nn.Conv2d(pixels, dim, 3, padding=1, bias=False)

@@ -46,7 +46,8 @@ def load_restormer(network: PFormer, checkpoint: Mapping[str, Tensor]) -> list[s
     Raises:
         ValueError: a key or a shape of the checkpoint has no place here, or a shared parameter is missing.
     """
-    weights = checkpoint.get("params", checkpoint)
+    inner = checkpoint.get("params")
+    weights: Mapping[str, Tensor] = inner if isinstance(inner, Mapping) else checkpoint
     target = network.state_dict()
     found: dict[str, Tensor] = {}
     for key, value in weights.items():
@@ -62,7 +63,8 @@ def load_restormer(network: PFormer, checkpoint: Mapping[str, Tensor]) -> list[s
     for name, value in found.items():
         if name not in target or target[name].shape != value.shape:
             wanted = tuple(target[name].shape) if name in target else "no such parameter"
-            raise ValueError(f"the Restormer checkpoint does not fit: {name} is {tuple(value.shape)} there, {wanted} here.")
+            raise ValueError(f"the Restormer checkpoint does not fit: {name} is {tuple(value.shape)} there, "
+                             f"{wanted} here.")
     absent = [name for name in target if name not in found]
     lost = [name for name in absent if ".router." not in name]
     if lost:

@@ -31,5 +31,5 @@ class EdgePrompt(nn.Module):
     def forward(self, blurred_edges: Tensor, defocus: Tensor) -> Tensor:
         """P_E of P_LE (B, 1, H, W) and P_D (B, C_D, h, w)."""
         edges = self.edges(blurred_edges)
-        weight = functional.interpolate(self.reliability(defocus), edges.shape[-2:], mode="bilinear", align_corners=False)
-        return edges * weight
+        weight = self.reliability(defocus)
+        return edges * functional.interpolate(weight, edges.shape[-2:], mode="bilinear", align_corners=False)

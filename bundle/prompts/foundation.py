@@ -248,7 +248,7 @@ class FoundationEncoder(nn.Module):
         self.requires_grad_(False)
         self.train(False)
 
-    def train(self, mode: bool = True) -> FoundationEncoder:  # noqa: ARG002
+    def train(self, mode: bool = True) -> FoundationEncoder:
         """Stay in eval mode whatever `mode` asks: dropout or stochastic depth would change the prompt."""
         return super().train(False)
 

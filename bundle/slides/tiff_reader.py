@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from bundle.slides.grid import Box
 from bundle.slides.reader import MAX_PIXELS, ImageError, ImageReader, reason_of
 
-CACHE_BYTES = 256 * 2**20  # decoded segments kept: a row of strips or tiles of a wide image is read once, not per block
+CACHE_BYTES = 128 * 2**20  # decoded segments kept: a row of strips or tiles of a wide image is read once, not per block
 _RGB, _YCBCR, _JPEG = 2, 6, 7
 _UM_PER_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "\\u00B5m": 1.0, "nm": 1e-3, "mm": 1e3,
                 "cm": 1e4, "m": 1e6}  # fmt: skip

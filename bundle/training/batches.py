@@ -6,7 +6,7 @@ without gradients.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from bundle.p_former.network import PFormer
 from bundle.prompts.prompter import Prompter
 
 Prepared = tuple[Any, Any, tuple, dict]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def _simulated(simulate: DefocusSimulator, batch: dict[str, Any], device: torch.device | None) -> SimulatedPatches:
@@ -24,9 +25,10 @@ def _simulated(simulate: DefocusSimulator, batch: dict[str, Any], device: torch.
     return simulate(sharp, torch.as_tensor(batch[MPP], dtype=torch.float32), torch.as_tensor(batch["seed"]))
 
 
-def frozen(network: nn.Module) -> nn.Module:
+def frozen(network: Network) -> Network:
     """`network` in evaluation mode, without gradients."""
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
+    return network
 
 
 class DefocusBatch:
@@ -88,7 +90,8 @@ class PFormerBatch:
 class PDiffusionBatch:
     """Stage 4: coarse image, noise, timestep and prompts -> sharp patch."""
 
-    def __init__(self, simulate: DefocusSimulator, prompter: Prompter, p_former: PFormer | None, steps: int = 4) -> None:
+    def __init__(self, simulate: DefocusSimulator, prompter: Prompter, p_former: PFormer | None,
+                 steps: int = 4) -> None:
         self.simulate, self.prompter, self.steps = simulate, frozen(prompter), steps
         self.p_former = None if p_former is None else frozen(p_former)
 

@@ -65,10 +65,10 @@ def test_noise_hardly_changes_the_width(discs: Tensor) -> None:
 def test_blind_deconvolution_helps_a_gaussian_blur_and_each_image_has_its_own_width(discs: Tensor) -> None:
     """On the blur that it was made for the baseline has to win, whatever else is in the batch."""
     batch = torch.cat([smoothed(discs, 1.2), smoothed(discs, 2.5)])
-    result = blind_richardson_lucy(batch)
+    result = blind_richardson_lucy(batch, iterations=10)
     target = discs.expand_as(result)
     assert bool((psnr(result, target) > psnr(batch, target) + 1).all())
-    torch.testing.assert_close(result[1:], blind_richardson_lucy(batch[1:]))
+    torch.testing.assert_close(result[1:], blind_richardson_lucy(batch[1:], iterations=10))
 
 
 def test_a_flat_image_stays_flat() -> None:

@@ -19,7 +19,8 @@ class Mirror(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
-        self.stop_after, self.seed, self.skip_in_focus = "p_diffusion", 0, True
+        self.stop_after, self.skip_in_focus, self.seed = "p_diffusion", False, 4
+        self.in_focus_um, self.colour_sigma_px = 0.4, 16.0
         self.locations: list[list[int]] = []
         self.prompter = SimpleNamespace(
             estimator=lambda tiles: SimpleNamespace(
@@ -37,7 +38,7 @@ class Mirror(nn.Module):
 
 def chain(folder: Path, **options: object) -> ChainOnFields:
     torch.save({"scale": torch.ones(1)}, folder / "model.pt")
-    settings: dict[str, object] = {"tile_px": 64, "overlap_px": 16, "batch_size": 3}
+    settings: dict[str, object] = {"tile_px": 64, "overlap_px": 16, "batch": 3}
     return ChainOnFields(Mirror(), folder / "model.pt", **settings | options)  # type: ignore[arg-type]
 
 
@@ -54,29 +55,35 @@ def test_tiles_come_back_as_the_field_they_were_cut_from(tmp_path: Path, image: 
     torch.testing.assert_close(results["restored"], 1 - image)
 
 
-def test_every_tile_is_told_its_place_and_no_plane_is_skipped(tmp_path: Path, image: Tensor) -> None:
-    """Noise is tied to the place; untouched tiles would make the in-focus row of the table empty of meaning."""
-    restorer = chain(tmp_path, seed=4)
+def test_every_tile_is_told_its_place(tmp_path: Path, image: Tensor) -> None:
+    """Noise is tied to the place: without it neighbours disagree in their overlap."""
+    restorer = chain(tmp_path)
     restorer.restore(image)
     assert restorer.network.locations == [[row, column] for row in (0, 36) for column in (0, 48, 86)]
-    assert restorer.network.skip_in_focus is False
-    assert restorer.network.seed == 4
+
+
+def test_the_options_of_the_network_are_part_of_the_settings(tmp_path: Path) -> None:
+    """Records of another seed or colour rule must not be taken for this network's."""
+    assert chain(tmp_path, overlap_px=20).settings == {
+        "tile_px": 64, "overlap_px": 20, "stop_after": "p_diffusion", "skip_in_focus": False, "in_focus_um": 0.4,
+        "colour_sigma_px": 16.0, "seed": 4,
+    }
 
 
 def test_a_chain_that_stops_after_the_p_former_has_no_restored_field(tmp_path: Path, image: Tensor) -> None:
     """Its last stage is coarse, whatever the network hands back."""
-    assert list(chain(tmp_path, stop_after="p_former").restore(image)) == ["coarse"]
-    with pytest.raises(ValueError, match="stop_after must be one of"):
-        chain(tmp_path, stop_after="p_fromer")
+    restorer = chain(tmp_path)
+    restorer.network.stop_after = "p_former"
+    assert list(restorer.restore(image)) == ["coarse"]
 
 
 def test_prompts_are_read_in_batches_and_stay_in_order(tmp_path: Path) -> None:
     """A shuffled estimate would be scored against another tile's depth."""
     tiles = torch.rand(5, 3, 40, 40, generator=torch.Generator().manual_seed(1))
-    defocus_um, contrast = chain(tmp_path, batch_size=2).estimate(tiles)
+    defocus_um, contrast = chain(tmp_path, batch=2).estimate(tiles)
     torch.testing.assert_close(defocus_um, tiles.mean((1, 2, 3)))
     torch.testing.assert_close(contrast, tiles.amax((1, 2, 3)))
-    errors = chain(tmp_path, batch_size=2).prompt_errors(tiles, tiles)
+    errors = chain(tmp_path, batch=2).prompt_errors(tiles, tiles)
     assert errors is not None
     torch.testing.assert_close(errors[0], torch.zeros(5))
     torch.testing.assert_close(errors[1], torch.full((5,), 0.01))
@@ -96,7 +103,7 @@ def test_weights_are_named_by_their_bytes_and_must_fit(tmp_path: Path) -> None:
     torch.save({"scale": torch.full((1,), 2.0)}, tmp_path / "model.pt")
     assert ChainOnFields(Mirror(), tmp_path / "model.pt").weights_sha256 != first
     torch.save({"other": torch.ones(1)}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="do not fit this network"):
+    with pytest.raises(ValueError, match="fit"):
         ChainOnFields(Mirror(), tmp_path / "model.pt")
-    with pytest.raises(FileNotFoundError, match="do not exist"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
         ChainOnFields(Mirror(), tmp_path / "absent.pt")

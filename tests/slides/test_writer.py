@@ -60,7 +60,7 @@ def test_jpeg_keeps_full_colour_resolution(tmp_path: Path) -> None:
     pixels = np.stack([rows, cols, 255 - rows], axis=-1).astype(np.uint8)
     write_blocks(tmp_path / "a.jpeg", pixels)
     with Image.open(tmp_path / "a.jpeg") as image:
-        assert image.layer[1][1:3] == (1, 1) and image.quantization[0][0] <= 2
+        assert {part[1:3] for part in image.layer} == {(1, 1)} and image.quantization[0][0] <= 2
         assert np.abs(np.asarray(image).astype(int) - pixels).mean() < 1.5
 
 

@@ -1,0 +1,66 @@
+"""Random patches and the transforms of our own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.transforms import Compose, RandFlipd
+
+from bundle.data.patches import SeededPatches
+from bundle.data.transforms import RandCropAtMagnificationd
+
+FIELDS = [{"label": torch.randint(0, 255, (3, 90, 120), dtype=torch.uint8), "mpp": 0.25, "slide": "a"},
+          {"label": torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8), "mpp": 0.5, "slide": "b"}]
+
+
+def dataset(**options: object) -> SeededPatches:
+    transform = Compose([RandCropAtMagnificationd("label", size_px=32, halve_share=0.5), RandFlipd("label", prob=0.5)])
+    return SeededPatches(FIELDS, transform, length=20, **options)  # type: ignore[arg-type]
+
+
+def test_a_patch_is_a_function_of_seed_epoch_and_index() -> None:
+    """A killed run must go on with the patches that it would have drawn, in any order, in any process."""
+    first, second = dataset(seed=3), dataset(seed=3)
+    for data in (first, second):
+        data.set_epoch(4)
+    expected = [first[i] for i in range(6)]
+    for i in (5, 0, 3):
+        again = second[i]
+        assert torch.equal(again["label"], expected[i]["label"]) and again["seed"] == expected[i]["seed"]
+    second.set_epoch(5)
+    assert second[0]["seed"] != expected[0]["seed"]
+    assert dataset(seed=4)[0]["seed"] != dataset(seed=3)[0]["seed"]
+
+
+def test_a_validation_set_is_the_same_every_epoch() -> None:
+    """Metrics of two epochs are comparable only on the same patches."""
+    data = dataset(repeat=True)
+    before = data[2]["seed"]
+    data.set_epoch(9)
+    assert data[2]["seed"] == before
+
+
+def test_large_fields_are_drawn_more_often() -> None:
+    """Otherwise tissue of small fields would be seen many times as often."""
+    drawn = [record["slide"] for record in (dataset()[i] for i in range(300))]
+    assert 0.62 < drawn.count("a") / 300 < 0.82  # 10,800 of 14,896 px
+
+
+def test_40x_is_at_times_shown_as_20x_and_20x_never_as_10x() -> None:
+    """mpp must follow the pixels: it decides which objective defocuses the patch."""
+    crop = RandCropAtMagnificationd("label", size_px=32, halve_share=1.0)
+    fine, coarse = crop(FIELDS[0]), crop(FIELDS[1])
+    assert fine["mpp"] == 0.5 and coarse["mpp"] == 0.5
+    assert fine["label"].shape == coarse["label"].shape == (3, 32, 32) and fine["label"].dtype == torch.uint8
+
+
+def test_a_field_smaller_than_the_crop_is_refused() -> None:
+    """Padding would show the networks invented tissue."""
+    with pytest.raises(ValueError, match="at least 100 px a side to be cropped, got 90"):
+        RandCropAtMagnificationd("label", size_px=100)(FIELDS[0])
+
+
+def test_no_fields_are_refused() -> None:
+    """An empty list would train on nothing for hours."""
+    with pytest.raises(ValueError, match="at least one field"):
+        SeededPatches([], Compose([]), 4)

@@ -1,0 +1,56 @@
+"""What training sees: each patch is a function of its own seed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bundle.optics.random_defocus import DefocusSimulator, SimulatedPatches
+
+MPP = torch.tensor([0.25, 0.5, 0.25])
+SEEDS = torch.tensor([11, 12, 13])
+
+
+@pytest.fixture(scope="module")
+def simulator() -> DefocusSimulator:
+    return DefocusSimulator(margin_px=16, scanners=2, reach_um=3.2)
+
+
+@pytest.fixture(scope="module")
+def sharp(section: Tensor) -> Tensor:
+    return torch.stack([section[:, row:row + 96, 200:296] for row in (0, 128, 256)])
+
+
+@pytest.fixture(scope="module")
+def patches(simulator: DefocusSimulator, sharp: Tensor) -> SimulatedPatches:
+    return simulator(sharp, MPP, SEEDS)
+
+
+def test_the_same_seed_gives_the_same_pixels_in_any_batch(simulator: DefocusSimulator, sharp: Tensor,
+                                                          patches: SimulatedPatches) -> None:
+    """A run resumed with another batch size would otherwise train on other data."""
+    for order in ([2, 0], [1], [2, 1, 0]):
+        part = simulator(sharp[order], MPP[order], SEEDS[order])
+        assert torch.equal(part.image, patches.image[order])
+        assert torch.equal(part.defocus_um, patches.defocus_um[order])
+        assert torch.allclose(part.contrast, patches.contrast[order], atol=1e-5)
+
+
+def test_another_seed_gives_another_plane(simulator: DefocusSimulator, sharp: Tensor,
+                                          patches: SimulatedPatches) -> None:
+    """Seeds that are ignored would train on one defocus for ever."""
+    assert not torch.equal(simulator(sharp, MPP, SEEDS + 100).defocus_um, patches.defocus_um)
+
+
+def test_the_label_is_the_centre_of_the_sharp_patch(sharp: Tensor, patches: SimulatedPatches) -> None:
+    """A label off by the margin would teach a shift."""
+    assert patches.image.shape == patches.label.shape == (3, 3, 64, 64)
+    assert torch.equal(patches.label, sharp[..., 16:80, 16:80])
+
+
+def test_labels_lie_in_their_ranges(patches: SimulatedPatches) -> None:
+    """defocus within the stage's reach and the relief, contrast in [0, 1], pixels as a camera writes them."""
+    assert float(patches.defocus_um.abs().max()) <= 3.2 + 1.0
+    assert float(patches.contrast.min()) >= 0 and float(patches.contrast.max()) <= 1
+    assert torch.allclose(patches.image * 255, (patches.image * 255).round(), atol=1e-3)

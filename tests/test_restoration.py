@@ -1,0 +1,112 @@
+"""The chain on tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bundle.conventions import from_uint8, to_uint8
+from bundle.p_diffusion.denoiser import Denoiser
+from bundle.p_diffusion.inferer import ResidualShiftInferer
+from bundle.p_diffusion.schedule import ResidualShiftScheduler
+from bundle.p_former.network import PFormer
+from bundle.prompts.compact_encoder import CompactEncoder
+from bundle.prompts.defocus import DefocusEstimator
+from bundle.prompts.pathology import PromptRestorer
+from bundle.prompts.prompter import Prompter
+from bundle.restoration import TileRestorer
+
+
+def restorer(**options: object) -> TileRestorer:
+    torch.manual_seed(0)
+    estimator = DefocusEstimator((1, 1, 1, 1), (8, 8, 8, 8))
+    prompter = Prompter(estimator, CompactEncoder(16, 1, 4), PromptRestorer(16, 8, 1, 4))
+    p_former = PFormer(8, (1, 1, 1, 1), 1, (1, 1, 1, 1), prompt_width=16)
+    denoiser = Denoiser((16, 32), (False, True), 1, 16, 8, norm_groups=8, head_channels=16)
+    for parameter in denoiser.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+    inferer = ResidualShiftInferer(ResidualShiftScheduler())
+    return TileRestorer(prompter, p_former, denoiser, inferer, **options).eval()  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def tiles() -> Tensor:
+    return torch.rand(3, 3, 45, 70, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_a_tile_does_not_see_its_batch(tiles: Tensor) -> None:
+    """The same slide must give the same pixels at any batch size and in any order of its tiles."""
+    network, places = restorer(), torch.tensor([[0, 0], [0, 40], [32, 0]])
+    together = network(tiles, places)
+    for order in ([0], [2, 1], [1]):
+        assert torch.allclose(network(tiles[order], places[order]), together[order], atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (32, 32), (45, 70)])
+def test_tiles_of_any_size_come_back_in_their_size_and_range(size: tuple[int, int]) -> None:
+    """Slides end where they end; a stage that adds or loses a pixel shifts all that follows."""
+    result = restorer().restore(torch.rand(2, 3, *size))
+    for image in (result.restored, result.coarse):
+        assert image.shape == (2, 3, *size) and float(image.min()) >= 0 and float(image.max()) <= 1
+    assert result.focus_map_um.shape == (2, 1, *size)
+
+
+@torch.no_grad()
+def test_an_in_focus_skip_leaves_pixels_untouched(tiles: Tensor) -> None:
+    """In-focus tissue is evidence: not one grey level of it may change."""
+    network = restorer(skip_in_focus=True)
+    network.in_focus_um = 1e6
+    quantised = from_uint8(to_uint8(tiles))
+    result = network.restore(quantised)
+    assert torch.equal(result.restored, quantised) and torch.equal(result.coarse, quantised)
+    network.in_focus_um = 1e-9
+    assert not torch.equal(network(quantised), quantised)
+
+
+@torch.no_grad()
+def test_stopping_after_the_p_former_gives_the_coarse_image(tiles: Tensor) -> None:
+    """Who asks for no diffusion must get none."""
+    whole, coarse = restorer().restore(tiles), restorer(stop_after="p_former").restore(tiles)
+    assert torch.equal(coarse.restored, coarse.coarse) and torch.equal(coarse.coarse, whole.coarse)
+    assert not torch.allclose(whole.restored, whole.coarse, atol=1e-3)
+
+
+@torch.no_grad()
+def test_colours_keep_their_low_frequencies(tiles: Tensor) -> None:
+    """A stain that shifts on the way would be read as another stain."""
+    smooth = nn.functional.interpolate(tiles[:1, :, :4, :6], (192, 256), mode="bicubic").clamp(0.1, 0.9)
+    drift = {}
+    for sigma in (0.0, 16.0):
+        network = restorer(colour_sigma_px=sigma, stop_after="p_former")
+        tint = torch.tensor([1.1, 0.9, 1.0]).view(3, 1, 1)
+        network.p_former.register_forward_hook(lambda _, inputs, output, tint=tint: inputs[0] * tint)
+        drift[sigma] = float(nn.functional.avg_pool2d(network(smooth) - smooth, 64).abs().mean())
+    assert drift[16.0] < 2 / 255 and drift[0.0] > 3 * drift[16.0]
+
+
+@torch.no_grad()
+def test_a_seed_is_a_result(tiles: Tensor) -> None:
+    """Repeatable with the same seed, another sample with another."""
+    network = restorer(seed=4)
+    first = network(tiles)
+    assert torch.equal(first, network(tiles))
+    network.seed = 5
+    assert not torch.allclose(first, network(tiles), atol=1e-3)
+
+
+def test_what_is_no_batch_of_rgb_tiles_is_refused() -> None:
+    """A grey or transposed image would be restored into nonsense."""
+    with pytest.raises(ValueError, match=r"must have shape \(B, 3, H, W\), got \(1, 1, 32, 32\)"):
+        restorer()(torch.rand(1, 1, 32, 32))
+
+
+def test_rounding_to_uint8_never_wraps() -> None:
+    """254.7 must become 255 and 300 must not become 44."""
+    values = torch.tensor([-0.2, 0.0, 0.49 / 255, 254.7 / 255, 1.0, 300 / 255])
+    assert to_uint8(values).tolist() == [0, 0, 0, 255, 255, 255]
+    with pytest.raises(ValueError, match="NaN"):
+        to_uint8(torch.tensor([float("nan")]))

@@ -1,0 +1,46 @@
+"""The losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bundle.prompts.compact_encoder import CompactEncoder
+from bundle.prompts.defocus import DefocusEstimate, DefocusEstimator
+from bundle.training.objectives import DefocusLoss, FeatureDistance, MaskedAutoencoder, RestorationLoss
+
+
+def test_equation_1_counts_contrast_only_where_it_is_defined() -> None:
+    """Empty patches have no contrast; a NaN among the labels would end the training."""
+    estimate = DefocusEstimate(torch.zeros(2, 1, 1, 1), torch.tensor([1.0, -1.0]), torch.tensor([0.5, 0.9]))
+    target = torch.tensor([[2.0, 0.7], [-1.5, float("nan")]])
+    assert float(DefocusLoss()(estimate, target)) == pytest.approx(0.75 + 0.2)
+
+
+def test_losses_are_zero_for_the_truth_and_grow_with_the_error() -> None:
+    """A loss that does not vanish at the truth pulls the restoration away from it."""
+    torch.manual_seed(0)
+    features = FeatureDistance(DefocusEstimator((1, 1, 1, 1), (8, 8, 8, 8)))
+    truth = torch.rand(1, 3, 64, 64)
+    noise = 0.1 * torch.randn_like(truth)
+    for options in ({"pixel": "l1"}, {"pixel": "l2"}, {"frequency_weight": 0.1}, {"feature_weight": 1.0}):
+        loss = RestorationLoss(features=features, **options)  # type: ignore[arg-type]
+        errors = [float(loss(truth + scale * noise, truth)) for scale in (0, 1, 2)]
+        assert errors[0] < 1e-6 < errors[1] < errors[2]
+    assert not list(features.parameters())
+
+
+def test_the_squared_error_lives_on_minus_one_to_one() -> None:
+    """Equation 5 is on P-diffusion's range: an error of 0.1 in [0, 1] is 0.2 there."""
+    image = torch.zeros(1, 3, 4, 4)
+    assert float(RestorationLoss("l2")(image + 0.1, image)) == pytest.approx(0.04)
+
+
+def test_the_autoencoder_scores_hidden_patches_only_and_by_seed() -> None:
+    """Scoring visible patches would reward copying; a mask that changes with the run would not repeat."""
+    torch.manual_seed(0)
+    network = MaskedAutoencoder(CompactEncoder(16, 1, 4)).eval()
+    image, seeds = torch.rand(2, 3, 64, 64), torch.tensor([1, 2])
+    assert torch.equal(network(image, seeds), network(image, seeds))
+    assert not torch.equal(network(image, seeds), network(image, seeds + 5))
+    assert network(image, seeds).shape == (2,)
