@@ -7,6 +7,7 @@ Source: Shen et al. 2022 (RandStainNA); Reinhard et al. 2001.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -102,7 +103,9 @@ def recoloured(image: Tensor, mean: np.ndarray, deviation: np.ndarray, most_stre
     lab = rgb2lab(image.permute(1, 2, 0).cpu().numpy())
     own_mean, own_deviation = lab.mean((0, 1)), lab.std((0, 1))
     stretch = np.clip(deviation / np.maximum(own_deviation, 1e-3), 1 / most_stretch, most_stretch)
-    rgb = np.clip(lab2rgb((lab - own_mean) * stretch + mean), 0, 1)
+    with warnings.catch_warnings():  # one line for every patch with a colour outside sRGB: it is clipped below
+        warnings.filterwarnings("ignore", "Conversion from CIE-LAB", UserWarning)
+        rgb = np.clip(lab2rgb((lab - own_mean) * stretch + mean), 0, 1)
     if image.dtype == torch.uint8:
         rgb = np.round(rgb * 255)
     return torch.from_numpy(rgb).permute(2, 0, 1).contiguous().to(image)

@@ -35,7 +35,7 @@ class Optics(NamedTuple):
     immersion: float = 1.515  # refractive index around the tissue
     condenser: float = 1.0  # condenser NA over objective NA; 1 is incoherent
     spherical_waves: float = 0.15  # primary spherical aberration at the pupil's rim, waves: shows the sign of defocus
-    chromatic_um: tuple[float, ...] = (0.2, 0.0, -0.3)  # focal shift of each channel, µm of stage travel
+    chromatic_um: tuple[float, ...] = (0.3, 0.0, -0.4)  # focal shift of each channel, µm of stage travel
     phase_ratio: float = 0.0  # refraction of the object relative to its absorption; 0: it only absorbs
     beyond: float = 1.0  # gain at frequencies where the focused image holds no signal
 

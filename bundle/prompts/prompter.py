@@ -32,12 +32,11 @@ class Prompter(nn.Module):
         """Prompts of (B, 3, H, W) in [0, 1]."""
         estimate = self.estimator(image)
         edges = canny(image, self.edge_sigma_px, self.edge_low, self.edge_high)
-        pathology = self._restored(self.encoder(image), estimate.prompt)
+        tokens = self.encoder(image)
+        pathology = tokens if self.restorer is None else self.restorer(tokens, estimate.prompt)
         return PromptMixture(estimate.prompt, pathology, edges, estimate.defocus_um, estimate.contrast)
 
     def pathology(self, image: Tensor) -> Tensor:
         """P_P alone, (B, N, D): all that the P-former needs."""
-        return self._restored(self.encoder(image), self.estimator(image).prompt)
-
-    def _restored(self, blurred_tokens: Tensor, defocus_prompt: Tensor) -> Tensor:
-        return blurred_tokens if self.restorer is None else self.restorer(blurred_tokens, defocus_prompt)
+        tokens = self.encoder(image)
+        return tokens if self.restorer is None else self.restorer(tokens, self.estimator(image).prompt)

@@ -20,7 +20,8 @@ WEIGHTS = "network.pt"  # the state dict that the next stage and the release use
 class StageCheckpoint:
     """Saves a run after every `interval` epochs and goes on from there when the same command starts again.
 
-    Patches are functions of (seed, epoch, index), so an epoch that was cut off is drawn again as it was.
+    Patches are functions of (seed, epoch, index), so an epoch that was cut off is drawn again as it was. Attach it
+    after the handler that steps the schedule: both act at the end of an epoch, and the saved schedule must have stepped.
 
     Args:
         folder: of the stage; holds `checkpoint.pt` and `network.pt`.
