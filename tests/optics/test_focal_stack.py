@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import laplace
 from torch import Tensor
 
-from bundle.conventions import plane_positions_um
+from bundle.conventions import plane_defocus_um, plane_positions_um
 from bundle.optics.focal_stack import (
     GainTable,
     defocus,
@@ -71,6 +71,14 @@ def test_the_sharpest_plane_lies_at_the_tissues_best_focus(tile: Tensor, table: 
     stack = simulate_stack(tile, torch.full(tile.shape[-2:], 1.6), table, plane_positions_um(9))
     sharpest = max(range(9), key=lambda plane: sharpness(stack[plane]))
     assert float(plane_positions_um(9)[sharpest]) == pytest.approx(1.6)
+
+
+def test_a_plane_above_focus_has_positive_defocus(tile: Tensor, table: GainTable) -> None:
+    """Sharpness alone cannot tell a mirrored axis: the plane at +1.6 µm must show the gain at +1.6 µm."""
+    assert plane_defocus_um(1.6, 0.4) == pytest.approx(1.2)
+    plane = simulate_plane(tile, 1.6, torch.zeros(tile.shape[-2:]), table)
+    right, wrong = (to_srgb(defocus(to_linear(tile), torch.full(tile.shape[-2:], um), table)) for um in (1.6, -1.6))
+    assert torch.allclose(plane, right, atol=1e-5) and not torch.allclose(plane, wrong, atol=0.02)
 
 
 def test_the_two_sides_of_focus_differ(tile: Tensor, table: GainTable) -> None:
