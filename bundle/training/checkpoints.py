@@ -21,7 +21,7 @@ class StageCheckpoint:
     """Saves a run after every `interval` epochs and goes on from there when the same command starts again.
 
     Patches are functions of (seed, epoch, index), so an epoch that was cut off is drawn again as it was. Attach it
-    after the handler that steps the schedule: both act at the end of an epoch, and the saved schedule must have stepped.
+    after the handler that steps the schedule: both act when an epoch ends, and what is saved must have stepped.
 
     Args:
         folder: of the stage; holds `checkpoint.pt` and `network.pt`.
@@ -60,5 +60,6 @@ class StageCheckpoint:
     def save(self, engine: Engine) -> None:
         """Write `network.pt`, then `checkpoint.pt`."""
         save_whole((self.network if self.ema is None else self.ema.ema_model).state_dict(), self.folder / WEIGHTS)
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        save_whole({**state, "epoch": engine.state.epoch, "iteration": engine.state.iteration}, self.folder / CHECKPOINT)
+        saved: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
+        saved |= {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        save_whole(saved, self.folder / CHECKPOINT)

@@ -36,7 +36,7 @@ def test_a_slide_in_two_splits_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     """A wrong path must not end in a traceback from deep inside a loader."""
-    with pytest.raises(FileNotFoundError, match="needs index.json"):
+    with pytest.raises(FileNotFoundError, match=r"needs index\.json"):
         field_records(tmp_path, "train")
     folder = folder_of(tmp_path, ("a.png", "train", "s1"))
     with pytest.raises(ValueError, match="split 'val', got none"):

@@ -93,7 +93,7 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_stage_is_refused(tmp_path: Path) -> None:
     """Two stages in one folder would overwrite each other's night."""
     save_whole({"network": nn.Linear(2, 2).state_dict()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="checkpoint .* is of another stage"):
+    with pytest.raises(ValueError, match=r"checkpoint .* is of another stage"):
         trainer(tmp_path, 2)[0].run()
 
 
