@@ -23,6 +23,7 @@ def restorer(**options: object) -> TileRestorer:
     estimator = DefocusEstimator((1, 1, 1, 1), (8, 8, 8, 8))
     prompter = Prompter(estimator, CompactEncoder(16, 1, 4), PromptRestorer(16, 8, 1, 4))
     p_former = PFormer(8, (1, 1, 1, 1), 1, (1, 1, 1, 1), prompt_width=16)
+    nn.init.normal_(p_former.output.weight, std=0.05)  # it starts at zero
     denoiser = Denoiser((16, 32), (False, True), 1, 16, 8, norm_groups=8, head_channels=16)
     for parameter in denoiser.parameters():
         if parameter.ndim > 1 and not parameter.any():

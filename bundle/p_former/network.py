@@ -88,6 +88,7 @@ class PFormer(nn.Module):
         self.decoders = nn.ModuleList(level(dim * 2 ** max(i, 1), blocks[i], heads[i]) for i in range(LEVELS - 1))
         self.refinement = level(2 * dim, refinement_blocks, heads[0])
         self.output = nn.Conv2d(2 * dim, pixels, 3, padding=1, bias=False)
+        nn.init.zeros_(self.output.weight)  # an untrained P-former returns its input
 
     def forward(self, image: Tensor, prompt: Tensor) -> Tensor:
         """Coarse restoration.

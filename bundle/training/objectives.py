@@ -10,6 +10,8 @@ from bundle.prompts.attention import feed_forward, position_encoding
 from bundle.prompts.compact_encoder import CompactEncoder
 from bundle.prompts.defocus import DefocusEstimate, DefocusEstimator
 
+PIXEL_LOSSES = ("l1", "l2", "charbonnier", "psnr")
+
 
 class DefocusLoss(nn.Module):
     """Equation 1: |d - d_hat| + weight |c - c_hat|, the contrast term only where contrast is defined."""
@@ -95,7 +97,8 @@ class RestorationLoss(nn.Module):
     """Pixel loss plus optional terms; the paper's L1 or squared error by default.
 
     Args:
-        pixel: "l1" (P-former), "l2" (P-diffusion, equation 5) or "charbonnier".
+        pixel: "l1" (P-former), "l2" (P-diffusion, equation 5), "charbonnier" or "psnr": minus each patch's PSNR, dB,
+            over 100, so that patches near focus, whose errors are small, count as much as hopeless ones.
         frequency_weight: of the L1 distance of the Fourier transforms.
         feature_weight: of `features`.
         features: a perceptual distance.
@@ -104,8 +107,8 @@ class RestorationLoss(nn.Module):
     def __init__(self, pixel: str = "l1", frequency_weight: float = 0.0, feature_weight: float = 0.0,
                  features: nn.Module | None = None) -> None:
         super().__init__()
-        if pixel not in ("l1", "l2", "charbonnier"):
-            raise ValueError(f"pixel must be l1, l2 or charbonnier, got {pixel!r}.")
+        if pixel not in PIXEL_LOSSES:
+            raise ValueError(f"pixel must be one of {PIXEL_LOSSES}, got {pixel!r}.")
         self.pixel, self.frequency_weight, self.feature_weight = pixel, frequency_weight, feature_weight
         self.features = features
 
@@ -116,6 +119,8 @@ class RestorationLoss(nn.Module):
             loss = difference.abs().mean()
         elif self.pixel == "l2":
             loss = (2 * difference).square().mean()  # on [-1, 1], where equation 5 lives
+        elif self.pixel == "psnr":
+            loss = (difference.square().mean((1, 2, 3)) + 1e-5).log10().mean() / 10
         else:
             loss = (difference.square() + 1e-6).sqrt().mean()
         if self.frequency_weight:

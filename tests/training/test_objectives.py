@@ -44,3 +44,11 @@ def test_the_autoencoder_scores_hidden_patches_only_and_by_seed() -> None:
     assert torch.equal(network(image, seeds), network(image, seeds))
     assert not torch.equal(network(image, seeds), network(image, seeds + 5))
     assert network(image, seeds).shape == (2,)
+
+
+def test_the_psnr_loss_weighs_patches_in_decibels() -> None:
+    """Halving a small error must count as much as halving a large one: both are 6 dB."""
+    loss, truth = RestorationLoss("psnr"), torch.zeros(1, 3, 8, 8)
+    for error in (0.1, 0.4):
+        gain = float(loss(truth + error, truth) - loss(truth + error / 2, truth))
+        assert gain == pytest.approx(0.0602, abs=5e-4)
