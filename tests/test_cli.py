@@ -488,7 +488,9 @@ def test_a_stopped_process_leaves_no_half_result(tmp_path: Path, network: list[s
     image = save(tmp_path / "in" / "a.tif", field(300, 2500))
     command = [sys.executable, "-m", "bundle.cli", "restore", str(image), "--output", str(tmp_path / "out"), *network]
     slow = environment(network, FAKE_SECONDS_A_TILE="2")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=slow)
+    # A shell lets its background jobs ignore Ctrl-C, and children inherit that: here it must arrive.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=slow,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     started = time.monotonic()
     while not (tmp_path / "out").exists() and process.poll() is None and time.monotonic() - started < 120:
         time.sleep(0.2)
