@@ -15,7 +15,7 @@ from torch import Tensor
 from bundle.optics.camera import Camera, record
 from bundle.optics.contrast import contrast_value
 from bundle.optics.focal_stack import GainTable, defocus, random_relief_um, to_linear, to_srgb
-from bundle.optics.pupil import Optics
+from bundle.optics.pupil import OPTICS_40X, Optics
 
 Range = Sequence[float]  # (lowest, highest)
 
@@ -43,6 +43,7 @@ class DefocusSimulator:
         focus_bias: above 1 draws planes near focus more often: |position| = reach * uniform ** focus_bias.
         na_40x, na_20x, mpp_40x, mpp_20x: apertures and samplings.
         condenser, spherical_waves, phase_ratio: see `Optics`.
+        chromatic_share: the focal shift of each channel as a share of the one in `Optics`.
         full_well, noise_px, sharpening, jpeg_quality: see `Camera`.
         layer_um: defocus between two layers of the blur.
     """
@@ -50,9 +51,10 @@ class DefocusSimulator:
     def __init__(self, margin_px: int = 32, scanners: int = 16, seed: int = 0, reach_um: float = 4.8,
                  relief_um: Range = (0.0, 1.0), focus_bias: float = 1.0, na_40x: Range = (0.75, 0.75),
                  na_20x: Range = (0.4, 0.4), mpp_40x: Range = (0.25, 0.25), mpp_20x: Range = (0.5, 0.5),
-                 condenser: Range = (1.0, 1.0), spherical_waves: Range = (0.15, 0.15), phase_ratio: Range = (0.0, 0.0),
-                 full_well: Range = (3_000.0, 30_000.0), noise_px: Range = (0.0, 0.0), sharpening: Range = (0.0, 0.0),
-                 jpeg_quality: Range = (70, 95), layer_um: float = 0.4) -> None:
+                 condenser: Range = (1.0, 1.0), spherical_waves: Range = (0.05, 0.05), phase_ratio: Range = (0.0, 0.0),
+                 chromatic_share: Range = (1.0, 1.0), full_well: Range = (3_000.0, 30_000.0),
+                 noise_px: Range = (0.0, 0.0), sharpening: Range = (0.0, 0.0), jpeg_quality: Range = (70, 95),
+                 layer_um: float = 0.4) -> None:
         self.margin_px, self.reach_um, self.relief_um, self.focus_bias = margin_px, reach_um, relief_um, focus_bias
         self.full_well, self.noise_px, self.sharpening = full_well, noise_px, sharpening
         self.jpeg_quality = jpeg_quality
@@ -62,9 +64,11 @@ class DefocusSimulator:
         for na, mpp in ((na_40x, mpp_40x), (na_20x, mpp_20x)):
             tables = []
             for _ in range(scanners):
+                share = _draw(chromatic_share, generator)
                 optics = Optics(na=_draw(na, generator), mpp=_draw(mpp, generator),
                                 condenser=_draw(condenser, generator),
                                 spherical_waves=_draw(spherical_waves, generator),
+                                chromatic_um=tuple(share * shift for shift in OPTICS_40X.chromatic_um),
                                 phase_ratio=_draw(phase_ratio, generator))
                 tables.append(GainTable(optics, reach, grid_px=128, layer_um=layer_um))
             self.tables.append(tables)
