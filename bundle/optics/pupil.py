@@ -34,8 +34,8 @@ class Optics(NamedTuple):
     wavelengths_um: tuple[float, ...] = (0.61, 0.54, 0.46)  # of R, G, B
     immersion: float = 1.515  # refractive index around the tissue
     condenser: float = 1.0  # condenser NA over objective NA; 1 is incoherent
-    spherical_waves: float = 0.1  # primary spherical aberration at the pupil's rim, waves: shows the sign of defocus
-    chromatic_um: tuple[float, ...] = (-0.05, 0.0, 0.08)  # focal shift of each channel, µm of stage travel
+    spherical_waves: float = -0.1  # primary spherical aberration at the pupil's rim, waves: shows the sign of defocus
+    chromatic_um: tuple[float, ...] = (0.1, 0.0, -0.15)  # focal shift of each channel, µm of stage travel
     phase_ratio: float = 0.0  # refraction of the object relative to its absorption; 0: it only absorbs
     beyond: float = 1.0  # gain at frequencies where the focused image holds no signal
 

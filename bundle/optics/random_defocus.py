@@ -51,7 +51,7 @@ class DefocusSimulator:
     def __init__(self, margin_px: int = 32, scanners: int = 16, seed: int = 0, reach_um: float = 4.8,
                  relief_um: Range = (0.0, 1.0), focus_bias: float = 1.0, na_40x: Range = (0.75, 0.75),
                  na_20x: Range = (0.4, 0.4), mpp_40x: Range = (0.25, 0.25), mpp_20x: Range = (0.5, 0.5),
-                 condenser: Range = (1.0, 1.0), spherical_waves: Range = (0.1, 0.1), phase_ratio: Range = (0.0, 0.0),
+                 condenser: Range = (1.0, 1.0), spherical_waves: Range = (-0.1, -0.1), phase_ratio: Range = (0.0, 0.0),
                  chromatic_share: Range = (1.0, 1.0), full_well: Range = (3_000.0, 30_000.0),
                  noise_px: Range = (0.0, 0.0), sharpening: Range = (0.0, 0.0), jpeg_quality: Range = (70, 95),
                  layer_um: float = 0.4) -> None:
