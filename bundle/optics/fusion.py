@@ -91,7 +91,7 @@ def _unit(pixels: NDArray[Any]) -> Array:
 
 def _sharpest_plane(grey: Iterable[Array], log_sigma_px: float, window_px: float) -> tuple[Array, NDArray[np.bool_]]:
     """Position of the largest energy, (H, W) 0..P-1, and where it stands out from noise."""
-    last = -1
+    last, previous = -1, np.zeros(0, np.float32)
     for last, plane in enumerate(grey):  # one plane's energy at a time
         detail = np.square(ndimage.gaussian_laplace(plane, log_sigma_px))
         energy = ndimage.gaussian_filter(detail, window_px)
