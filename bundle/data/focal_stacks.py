@@ -13,6 +13,7 @@ Planes are counted in the order of the stage: plane 0 is the lowest. Opening a s
 from __future__ import annotations
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -181,7 +182,9 @@ class DicomStack(FocalStack):
             raise ImageError("reading DICOM focal stacks needs the package wsidicom, it is not installed.") from error
         kinds = tuple(kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
         try:
-            self._slide = WsiDicom.open(list(files))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what bends the standard and still reads is not the user's to mend
+                self._slide = WsiDicom.open(list(files))
         except (*kinds, ValueError, OSError, LookupError, AttributeError) as error:
             raise ImageError(f"{self.folder.name} cannot be opened as DICOM: {reason_of(error)}.") from error
         base = self._slide.pyramids[0].base_level

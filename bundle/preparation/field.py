@@ -37,6 +37,7 @@ from bundle.slides.writer import open_sink
 FEWEST_PLANES = 3  # with two, no plane is known to be sharper than both its neighbours
 WINDOW_PX = 1024  # the part with the most detail tells the displacement of the whole field
 MAX_SHIFT_PX = 12  # between neighbouring planes
+BORDER_PX = 0.1  # below it a shift uncovers no border worth cutting
 LEAST_AGREEMENT = 0.5  # of a plane with its neighbour, both laid on each other
 FIELD = "field.json"
 PREVIEW_PX = 360
@@ -139,9 +140,9 @@ def lay_on_each_other(
     Raises:
         ValueError: the planes share less than one patch.
     """
-    # Reflected borders would reach the network as tissue: they are cut off.
-    low = np.ceil(np.maximum(-shifts.min(0), 0) - 1e-3).astype(int)
-    high = np.ceil(np.maximum(shifts.max(0), 0) - 1e-3).astype(int)
+    # Reflected borders would reach the network as tissue: they are cut off, but for a tenth of a pixel.
+    low = np.ceil(np.maximum(-shifts.min(0) - BORDER_PX, 0)).astype(int)
+    high = np.ceil(np.maximum(shifts.max(0) - BORDER_PX, 0)).astype(int)
     height, width = planes.shape[-2:]
     if height - low[0] - high[0] < PATCH_PX or width - low[1] - high[1] < PATCH_PX:
         raise ValueError(f"planes must share at least {PATCH_PX} x {PATCH_PX} px, shifts leave "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -9,15 +10,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
 from typing import TypeVar
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_LOOK_S = 0.5  # between two looks whether the parent is still there
 
 
 def in_processes(
@@ -38,9 +37,9 @@ def in_processes(
             yield argument, _attempt(act, argument)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy locks of the threads of torch
-    stop = context.Event()
+    listener, alive = context.Pipe(duplex=False)  # its far end closes with this process, however it ends
     with _one_thread_each():
-        pool = ProcessPoolExecutor(min(workers, len(arguments)), context, _begin, (stop,))
+        pool = ProcessPoolExecutor(min(workers, len(arguments)), context, _begin, (listener,))
         try:
             futures = {pool.submit(_attempt, act, argument): argument for argument in arguments}
             for future in as_completed(futures):
@@ -50,8 +49,9 @@ def in_processes(
             raise ValueError("a worker process was killed, most likely for want of memory: finished fields are kept, "
                              "go on with fewer --workers.") from error
         finally:
-            stop.set()  # after an error or Ctrl-C nobody waits for what is under way
+            alive.close()  # after an error or Ctrl-C nobody waits for what is under way
             pool.shutdown(wait=True, cancel_futures=True)
+            listener.close()
 
 
 def _attempt(act: Callable[[Argument], Result], argument: Argument) -> Result | Exception:
@@ -63,24 +63,23 @@ def _attempt(act: Callable[[Argument], Result], argument: Argument) -> Result | 
         return error
 
 
-def _begin(stop: Event) -> None:
+def _begin(listener: Connection) -> None:
     """In a worker: one thread for arithmetic, Ctrl-C left to the parent, an end when the parent ends."""
     import torch
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(listener,), daemon=True).start()
 
 
-def _end_with_parent(stop: Event) -> None:
-    parent = multiprocessing.parent_process()
-    while not stop.wait(_LOOK_S) and parent is not None and parent.is_alive():
-        pass
+def _end_with_parent(listener: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        listener.recv()
     os._exit(1)  # what it wrote so far has a temporary name and is swept by the parent or by the next call
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
     """Numerical libraries read their number of threads from the environment that a process starts with."""
     before = {name: os.environ.get(name) for name in _THREADS}
