@@ -28,7 +28,7 @@ LEAST_TISSUE = 0.1  # share of a patch
 TISSUE_SATURATION, TISSUE_GREY = 0.07, 0.75  # (max - min) of R, G, B above the one, or grey below the other
 MOST_OUTSIDE = 0.1  # share of a patch that is sharpest within half a plane of the stack's ends
 END_PLANES = 0.25  # planes from the first or last that count as its end
-MOST_CLIPPED = 0.1  # share of a patch's tissue
+MOST_CLIPPED = 0.2  # share of a patch's tissue
 CLIPPED_LOW, CLIPPED_HIGH = 1, 254  # of 0..255: two channels at once, one alone is common in pale eosin
 
 
