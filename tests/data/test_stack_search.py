@@ -29,18 +29,18 @@ def test_planes_in_one_folder_are_slide_field_plane(tmp_path: Path) -> None:
 def test_the_authors_layout_is_read_with_its_lists(tmp_path: Path) -> None:
     """A folder per slide, Z_ images that are no planes, lists with paths of another machine that decide the split."""
     for slide in ("C221-2", "C222", "C223"):
-        touch(tmp_path, *(f"20221207/{slide}/20_22_{plane:02d}.jpg" for plane in range(3)), f"20221207/{slide}/Z_20_22.jpg")
+        touch(tmp_path / "all" / slide, *(f"20_22_{plane:02d}.jpg" for plane in range(3)), "Z_20_22.jpg")
     for name, slide in (("train", "C222"), ("val2", "C221-2"), ("test", "C223")):
-        (tmp_path / f"{name}.txt").write_text(f"D:/mohu/20221207/{slide}\\20_22_00.jpg 0.31 -0.8\n")
+        (tmp_path / f"{name}.txt").write_text(f"D:/scans/all/{slide}\\20_22_00.jpg 0.31 -0.8\n")
     found = find_stacks(tmp_path)
     planes = ["20_22_00.jpg", "20_22_01.jpg", "20_22_02.jpg"]
     assert names(found) == {("C221-2", "20_22"): planes, ("C222", "20_22"): planes, ("C223", "20_22"): planes}
     assert found.sections == {"C222": "training", "C221-2": "validation", "C223": "testing"}
     assert not found.problems and not found.ignored
     # One slide's folder alone: its name is the slide, whatever its fields are called.
-    assert set(names(find_stacks(tmp_path / "20221207" / "C222"))) == {("C222", "20_22")}
-    (tmp_path / "test.txt").write_text("D:/20221207/C222/20_22_01.jpg 0 0\nD:/20221207/C223/20_22_01.jpg 0 0\n")
-    with pytest.raises(ValueError, match="a slide may be in one section only.*C222"):
+    assert set(names(find_stacks(tmp_path / "all" / "C222"))) == {("C222", "20_22")}
+    (tmp_path / "test.txt").write_text("D:/all/C222/20_22_01.jpg 0 0\nD:/all/C223/20_22_01.jpg 0 0\n")
+    with pytest.raises(ValueError, match=r"a slide may be in one section only.*C222"):
         find_stacks(tmp_path)
     (tmp_path / "test.txt").unlink()
     with pytest.raises(ValueError, match="text lists must name every slide, C223"):
@@ -86,7 +86,7 @@ def test_stacks_in_files_take_slide_and_field_from_their_names(tmp_path: Path) -
 
 def test_a_folder_without_stacks_is_refused(tmp_path: Path) -> None:
     """An empty dataset after an empty search looks like success."""
-    with pytest.raises(ValueError, match="must hold focal stacks .* none is among its 1 files"):
+    with pytest.raises(ValueError, match=r"must hold focal stacks .* none is among its 1 files"):
         find_stacks(touch(tmp_path, "photo.jpg"))
     with pytest.raises(FileNotFoundError, match="nowhere is missing"):
         find_stacks(tmp_path / "nowhere")

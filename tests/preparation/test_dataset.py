@@ -53,7 +53,8 @@ def copied(scans: Path, folder: Path) -> Path:
 
 
 def prepare(source: Path, dataset: Path, *options: str, scale: bool = True) -> int:
-    return main(["prepare", str(source), "--output", str(dataset), "--workers", "1", *(SCALE if scale else []), *options])
+    command = ["prepare", str(source), "--output", str(dataset), "--workers", "1", *options]
+    return main([*command, *(SCALE if scale else [])])
 
 
 def content(dataset: Path) -> dict[str, bytes]:
@@ -126,14 +127,14 @@ def test_finished_fields_are_kept_until_their_sources_or_settings_change(
     assert {path.parent.name for path, number in made.items() if path.stat().st_ino != number} == {"2_7"}
     for file in [file for file in source.iterdir() if not file.name.startswith("3_7")]:
         file.unlink()
-    assert prepare(source, dataset, "--section", "testing", "--spacing-um", "1") == 0
+    assert prepare(source, dataset, "--section", "testing", "--spacing-um", "1", "--mpp", "0.25", scale=False) == 0
     assert "3_7: prepared again, its settings changed" in capsys.readouterr().out
     held = json.loads((dataset / "datalist.json").read_text())
     assert len(held["testing"]) == 3 and "training" not in held and held["testing"][0]["position_um"] == -1
 
 
 def test_a_killed_run_goes_on_and_ends_at_the_same_bytes(tmp_path: Path) -> None:
-    """Power, batch queues and people kill long runs: nothing half-written, nothing done twice, nothing else at the end."""
+    """Power, batch queues and people kill long runs: nothing half-written, nothing done twice, no other result."""
     for seed in range(5):
         write_planes(tmp_path / "scans", tissue(seed), f"{seed}_7")
     command = [sys.executable, "-m", "bundle.cli", "prepare", str(tmp_path / "scans"), "--output",

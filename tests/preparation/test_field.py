@@ -92,7 +92,7 @@ def test_what_is_written_is_what_is_told(prepared: Prepared) -> None:
         assert image.shape == prepared.facts.shape and image.mpp == pytest.approx(0.25)
     (prepared.folder / FIELD).rename(prepared.folder / "kept")
     (prepared.folder / FIELD).write_text('{"slide": "s"}')
-    with pytest.raises(ValueError, match="field.json is damaged"):
+    with pytest.raises(ValueError, match=r"field\.json is damaged"):
         read_facts(prepared.folder)
     (prepared.folder / "kept").rename(prepared.folder / FIELD)
 
