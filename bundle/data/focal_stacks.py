@@ -180,12 +180,14 @@ class DicomStack(FocalStack):
             from wsidicom import WsiDicom, errors
         except ImportError as error:
             raise ImageError("reading DICOM focal stacks needs the package wsidicom, it is not installed.") from error
-        kinds = tuple(kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
+        # Its errors share no base of their own.
+        own = (kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
+        kinds: tuple[type[Exception], ...] = (*own, ValueError, OSError, LookupError, AttributeError)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what bends the standard and still reads is not the user's to mend
                 self._slide = WsiDicom.open(list(files))
-        except (*kinds, ValueError, OSError, LookupError, AttributeError) as error:
+        except kinds as error:
             raise ImageError(f"{self.folder.name} cannot be opened as DICOM: {reason_of(error)}.") from error
         base = self._slide.pyramids[0].base_level
         self._focal_um = sorted(float(position) for position in base.focal_planes)

@@ -1,6 +1,7 @@
 """Every form of focal stack gives the same pixels and its scale, and what is no stack is refused in a sentence."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,14 @@ def test_planes_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
         tiff.write(noise_planes(1)[0].astype(np.uint16), photometric="rgb")
     with pytest.raises(ValueError, match=r"planes of one size and depth, mixed.tif holds 2 images"):
         open_stack(of_files(tmp_path / "mixed.tif", form="tiff"))
+
+
+def test_dicom_without_its_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wsidicom is of use to few: who needs it must hear its name and no traceback."""
+    monkeypatch.setitem(sys.modules, "wsidicom", None)
+    (tmp_path / "a.dcm").touch()
+    with pytest.raises(ValueError, match="needs the package wsidicom, it is not installed"):
+        open_stack(of_files(tmp_path / "a.dcm", form="dicom"))
 
 
 def read_all(source: StackSource) -> list[Planes]:
