@@ -191,13 +191,15 @@ def _damage_reports() -> Iterator[list[str]]:
                 reports.append("a value lies outside the file")
 
     logger, listener = tifffile.logger(), Listener()
-    propagate = logger.propagate
+    propagate, level = logger.propagate, logger.level
     logger.addHandler(listener)
     logger.propagate = False
+    logger.setLevel(logging.ERROR)  # the command line silences the logger: its reports are wanted here all the same
     try:
         yield reports
     finally:
         logger.propagate = propagate
+        logger.setLevel(level)
         logger.removeHandler(listener)
 
 
