@@ -40,6 +40,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "tile_px": _whole("--tile-px", 32),
     "batch": _whole("--batch", 1),
     "planes": _whole("--planes", 1),
+    "port": _whole("--port", 1),
     "mpp": _number("--mpp"),
     "spacing_um": _number("--spacing-um"),
     "depth_um": _number("--depth-um", positive=False),
