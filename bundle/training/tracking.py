@@ -116,7 +116,7 @@ class TrackRun:
     def finish(self, engine: Engine) -> None:
         """Log the weights and close the run."""
         for name in (WEIGHTS, BEST):
-            if (self.folder / name).is_file():
+            if self.run_id and (self.folder / name).is_file():
                 self._try(partial(self.client.log_artifact, self.run_id, str(self.folder / name), "weights"))
         self.close("FINISHED")
 
