@@ -41,6 +41,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "batch": _whole("--batch", 1),
     "planes": _whole("--planes", 1),
     "workers": _whole("--workers", 1),
+    "port": _whole("--port", 1),
     "mpp": _number("--mpp"),
     "spacing_um": _number("--spacing-um"),
     "depth_um": _number("--depth-um", positive=False),

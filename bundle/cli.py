@@ -1,4 +1,4 @@
-"""`mop restore | focus | simulate | prepare`: parse, call, report; nothing else. `mop --help` shows how."""
+"""`mop COMMAND`: parse, call, report; nothing else. `mop --help` lists the commands."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ OVERVIEW = """mop: out-of-focus pathology images brought into focus.
     mop focus    IMAGE [IMAGE ...] --output DIR    how far each part is out of focus, µm
     mop simulate IMAGE [IMAGE ...] --output DIR    a focal stack of a sharp image
     mop prepare  SOURCE --output DATASET           a scanner's focal stacks as a dataset to train on
+    mop experiments [RUNS]                         MLflow's pages of the trainings
 
 IMAGE is a PNG, JPEG, TIFF or OME-TIFF of any size, 8-bit RGB, or a folder of them.
 mop COMMAND --help shows every option, mop --version the version.
@@ -231,6 +232,33 @@ def prepare(
         sys.exit(1)
 
 
+@SetParseFns(**PARSERS)
+@SetParseFn(str)
+def experiments(runs: str = "runs", tracking_uri: str = "", port: int = 5000, **unknown: str) -> None:
+    """Usage: mop experiments [RUNS] [options]
+
+    Opens MLflow's pages of the trainings that were run with --tracking configs/mlflow.json, for this machine's own
+    browser alone. Ctrl-C ends it.
+
+        RUNS                  folder of the runs (default runs)
+        --tracking-uri URI    another store than RUNS/mlflow.db
+        --port N              of the address (default 5000)
+
+    Example:
+        mop experiments runs --port 5001
+    """
+    import subprocess
+
+    from bundle.training.experiments import refuse_telemetry, show_command, store_of
+
+    _refuse_unknown(unknown)
+    command = show_command(tracking_uri or store_of(Path(runs)), port)
+    say(f"http://127.0.0.1:{port} by: {' '.join(command)}")
+    refuse_telemetry()
+    if subprocess.run(command, check=False).returncode:
+        raise ValueError(f"mlflow must be able to serve port {port}, but it ended at once; see its message above.")
+
+
 def _readable(
     images: tuple[str, ...], output: str, results_of: Callable[[Path], list[Path]], overwrite: bool, tally: Tally
 ) -> list[Job]:
@@ -298,8 +326,13 @@ def _refuse_unknown(unknown: dict[str, str]) -> None:
         raise UsageError(f"options must be those of --help, got --{next(iter(unknown)).replace('_', '-')}.")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"restore": restore, "focus": focus, "simulate": simulate,
-                                            "prepare": prepare}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "restore": restore,
+    "focus": focus,
+    "simulate": simulate,
+    "prepare": prepare,
+    "experiments": experiments,
+}
 
 
 def _run(argv: list[str]) -> None:
