@@ -4,6 +4,7 @@ and the order.
 
 import gc
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from bundle.slide_restoration import FOCUS_MAP_SIDE_PX, SlideRestorer
 from bundle.slides.grid import Box, TileGrid
-from bundle.slides.reader import ImageReader
+from bundle.slides.pyramid import Record
+from bundle.slides.reader import ImageReader, SlideFacts
 from bundle.slides.writer import ImageSink
 
 
@@ -39,7 +41,7 @@ class FakeRestorer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.prompter = Prompter()
+        self.prompter, self.stop_after = Prompter(), "p_diffusion"
         self.calls: list[tuple[Tensor, Tensor]] = []
 
     def change(self, image: Tensor, location: Tensor) -> Tensor:
@@ -79,10 +81,10 @@ class Beyond(FakeRestorer):
 
 class MemoryReader(ImageReader):
     def __init__(self, pixels: np.ndarray) -> None:
-        super().__init__(Path("field.png"), pixels.shape[:2], None, None)
+        super().__init__(Path("field.png"), pixels.shape[:2], SlideFacts())
         self.pixels = pixels
 
-    def _read(self, box: Box) -> np.ndarray:
+    def _read(self, box: Box, level: int) -> np.ndarray:
         return self.pixels[box.row : box.bottom, box.col : box.right].copy()
 
     def close(self) -> None:
@@ -91,16 +93,16 @@ class MemoryReader(ImageReader):
 
 class MemorySink(ImageSink):
     def __init__(self, shape: tuple[int, int]) -> None:
-        super().__init__(Path("never-written.png"), shape, None, None, overwrite=False)
+        super().__init__(Path("never-written.png"), shape, Record("field"), overwrite=False)
         self.pixels = np.zeros((*shape, 3), np.uint8)
 
-    def _put(self, box: Box, pixels: np.ndarray) -> None:
+    def _put(self, box: Box, pixels: np.ndarray, figures: Sequence[float]) -> None:
         self.pixels[box.row : box.bottom, box.col : box.right] = pixels
 
     def _encode(self, file: object) -> None:
         pass
 
-    def _release(self) -> None:
+    def _release(self, failed: bool) -> None:
         assert self._missing == 0
 
 
