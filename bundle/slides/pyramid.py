@@ -59,7 +59,7 @@ class Encoding(NamedTuple):
         if self.compression == "jpeg":
             return bytes(imagecodecs.jpeg8_encode(tile, level=self.quality, colorspace="RGB", outcolorspace="YCBCR",
                                                   subsampling=self.subsampling))  # fmt: skip
-        return bytes(imagecodecs.lzw_encode(imagecodecs.delta_encode(tile, axis=1)))
+        return bytes(imagecodecs.lzw_encode(imagecodecs.delta_encode(tile, axis=1).tobytes()))
 
     def tags(self) -> dict[str, Any]:
         """What tifffile must say about tiles of `encode`."""
@@ -169,9 +169,10 @@ def _level_0(shape: tuple[int, int], rows_at: Callable[[int, int], NDArray[np.ui
             waiting += _encoded_rows(strip[top : top + TILE_PX], encoding, pool)
         if spool is not None:
             spool.add(halved(strip))
-    yield from (tile.result() for tile in waiting)
+    # Before the last tiles: tifffile asks for as many as there are and never resumes this generator after them.
     if spool is not None:
         spool.finish()
+    yield from (tile.result() for tile in waiting)
 
 
 def halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
