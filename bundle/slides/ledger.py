@@ -11,6 +11,7 @@ written before pixels, so a block is finished when its pixels are there.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -43,13 +44,17 @@ class BlockLedger:
 
     def __init__(self, folder: Path, shape: tuple[int, int], block_px: int, job: Mapping[str, Any]) -> None:
         self.folder, self.shape, self.block_px = folder, shape, block_px
+        self._lock = -1
         wanted = json.loads(json.dumps(dict(job) | {"shape": shape, "block_px": block_px}))
         if not (folder / _JOB).is_file():
             self._create(wanted)
         else:
             self._refuse_other(json.loads((folder / _JOB).read_text(encoding="utf-8")), wanted)
-        self._pixels = zarr.open_array(folder / "pixels", mode="r+")
-        self._figures = zarr.open_array(folder / "figures", mode="r+")
+        # zarr leaves out chunks of the fill value: a black block would never count as finished.
+        self._pixels, self._figures = (
+            zarr.open_array(folder / name, mode="r+").with_config({"write_empty_chunks": True})
+            for name in ("pixels", "figures")
+        )
 
     def _create(self, job: Mapping[str, Any]) -> None:
         # A run killed while it made the folder left no job and no work.
@@ -57,13 +62,11 @@ class BlockLedger:
         self.folder.mkdir(parents=True)
         height, width = self.shape
         chunk = min(self.block_px, height), min(self.block_px, width)
-        # Without write_empty_chunks a black block would never count as finished.
-        options: dict[str, Any] = {"zarr_format": 3, "config": {"write_empty_chunks": True}, "fill_value": 0}
         zarr.create_array(self.folder / "pixels", shape=(height, width, 3), chunks=(*chunk, 3), dtype="uint8",
-                          **options)  # fmt: skip
+                          zarr_format=3)  # fmt: skip
         rows, cols = -(-height // self.block_px), -(-width // self.block_px)
         zarr.create_array(self.folder / "figures", shape=(rows, cols, FIGURES), chunks=(1, 1, FIGURES),
-                          dtype="float64", **options)  # fmt: skip
+                          dtype="float64", zarr_format=3)  # fmt: skip
         temporary = self.folder / f"{_JOB}.tmp"
         temporary.write_text(json.dumps(job, indent=1), encoding="utf-8")
         temporary.replace(self.folder / _JOB)
@@ -108,6 +111,25 @@ class BlockLedger:
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Pixels of finished blocks, (height, width, 3)."""
         return np.asarray(self._pixels[box.row : box.bottom, box.col : box.right])
+
+    def lock(self) -> None:
+        """Keep other processes away until `release`; the system releases a killed process's lock.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        self._lock = os.open(self.folder / _JOB, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            raise ValueError(f"{self.folder} is being written by another process: wait for it or stop it.") from error
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
 
     def remove(self) -> None:
         """Drop all of it."""

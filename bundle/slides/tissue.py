@@ -17,7 +17,7 @@ from bundle.slides.reader import ImageReader
 
 PICTURE_PX = 1280  # longer side of the small picture: 0.1 s
 # Otsu always cuts: on bare glass through its noise, where all is tissue through the tissue. Hence these bounds.
-LEAST_SATURATION, MOST_SATURATION = 0.05, 0.12
+LEAST_SATURATION, MOST_SATURATION = 0.05, 0.08
 _CLEAN_PX = 2  # specks narrower than twice this vanish, and gaps close
 
 

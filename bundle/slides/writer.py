@@ -224,7 +224,14 @@ class TiffSink(ImageSink):
         self.encoding, self.block_px = encoding.checked(), block_px
         folder = path.parent / f".mop-{secrets.token_hex(8)}.tmp" if job is None else unfinished_of(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.ledger = BlockLedger(folder, shape, block_px, job or {})
+        try:
+            self.ledger = BlockLedger(folder, shape, block_px, job or {})
+        except ValueError:
+            if not overwrite:
+                raise
+            shutil.rmtree(folder)
+            self.ledger = BlockLedger(folder, shape, block_px, job or {})
+        self.ledger.lock()
         self._copied: dict[tuple[int, int], ImageReader] = {}
 
     def _put(self, box: Box, pixels: NDArray[np.uint8], figures: Sequence[float]) -> None:
@@ -254,6 +261,7 @@ class TiffSink(ImageSink):
         self._copied.clear()
         if not (failed and self.keeps_work) or self.ledger.empty:
             self.ledger.remove()
+        self.ledger.release()
 
 
 def unfinished_of(path: Path) -> Path:
