@@ -124,6 +124,8 @@ class BlockLedger:
         except OSError as error:
             self.release()
             raise ValueError(f"{self.folder} is being written by another process: wait for it or stop it.") from error
+        for unfinished in self.folder.glob(".mop-*.tmp"):  # files of a killed run
+            unfinished.unlink()
 
     def release(self) -> None:
         """Let others in."""

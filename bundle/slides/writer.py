@@ -28,12 +28,13 @@ BLOCK_PX = 2048
 
 
 @contextmanager
-def replace_when_done(path: Path, overwrite: bool = False) -> Iterator[IO[bytes]]:
+def replace_when_done(path: Path, overwrite: bool = False, wait_in: Path | None = None) -> Iterator[IO[bytes]]:
     """A new file that gets its name only when the body ends without an error; else nothing remains of it.
 
     Args:
         path: the final name; its folder is made if needed.
         overwrite: replace a file of that name.
+        wait_in: folder of the same file system for the unfinished file; None takes that of `path`.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is False.
@@ -41,7 +42,7 @@ def replace_when_done(path: Path, overwrite: bool = False) -> Iterator[IO[bytes]
     _refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not of the tempfile module: its files are readable by their owner alone, and the name keeps that mode.
-    temporary = path.parent / f".mop-{secrets.token_hex(8)}.tmp"
+    temporary = (wait_in or path.parent) / f".mop-{secrets.token_hex(8)}.tmp"
     try:
         with temporary.open("x+b") as file:
             yield file
@@ -154,6 +155,10 @@ class ImageSink(ABC):
     def _finished(self, block: Box) -> NDArray[np.float64] | None:
         return None
 
+    def _waiting_room(self) -> Path | None:
+        """Where the unfinished file lies, None beside the result."""
+        return None
+
     @abstractmethod
     def _encode(self, file: IO[bytes]) -> None:
         """Write the whole image."""
@@ -179,7 +184,7 @@ class ImageSink(ABC):
     def _finish(self) -> None:
         if self._missing:
             raise ValueError(f"every pixel of {self.path.name} must be written once, {self._missing} are left.")
-        with replace_when_done(self.path, self.overwrite) as file:
+        with replace_when_done(self.path, self.overwrite, self._waiting_room()) as file:
             self._encode(file)
 
 
@@ -242,6 +247,9 @@ class TiffSink(ImageSink):
 
     def _finished(self, block: Box) -> NDArray[np.float64] | None:
         return self.ledger.figures(block) if self.ledger.has(block) else None
+
+    def _waiting_room(self) -> Path | None:
+        return self.ledger.folder  # what a killed run leaves there goes with the ledger
 
     def _rows(self, row: int, rows: int) -> NDArray[np.uint8]:
         strip = Box(row, 0, rows, self.shape[1])
