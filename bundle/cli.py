@@ -1,4 +1,4 @@
-"""`mop restore | focus | simulate | doctor`: parse, call, report; nothing else. `mop --help` shows how."""
+"""`mop COMMAND`: parse, call, report; nothing else. `mop --help` lists the commands."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ OVERVIEW = """mop: out-of-focus pathology images brought into focus.
     mop restore  IMAGE [IMAGE ...] --output DIR    sharper images, under the same names
     mop focus    IMAGE [IMAGE ...] --output DIR    how far each part is out of focus, µm
     mop simulate IMAGE [IMAGE ...] --output DIR    a focal stack of a sharp image
+    mop prepare  SOURCE --output DATASET           a scanner's focal stacks as a dataset to train on
+    mop experiments [RUNS]                         MLflow's pages of the trainings
     mop doctor                                     what this machine has, and what to do about each gap
 
 IMAGE is a PNG, JPEG, TIFF, OME-TIFF, slide (SVS, NDPI, MRXS, SCN, BIF, Philips) or DICOM slide of any size, 8-bit RGB,
@@ -238,6 +240,83 @@ def doctor(*images: str, config: str = "", weights: str = "", **unknown: str) ->
         sys.exit(1)
 
 
+@SetParseFns(**PARSERS)
+@SetParseFn(str)
+def prepare(
+    *sources: str,
+    output: str = "",
+    pattern: str = "",
+    spacing_um: float | None = None,
+    mpp: float | None = None,
+    section: str = "",
+    workers: int = 0,
+    **unknown: str,
+) -> None:
+    """Usage: mop prepare SOURCE --output DATASET [options]
+
+    Makes a dataset of a scanner's focal stacks: registered planes, all-in-focus targets, depth maps, 256 px patches
+    with signed distance and contrast, a split 8:1:1 by slide or patient in datalist.json, and report.html. The same
+    command goes on where an earlier one stopped; fields that are there and whose sources did not change are kept.
+
+    SOURCE is a folder (or one file) of: planes as image files (35_32_07.jpg: slide, field, plane; or a folder per
+    slide), multi-page TIFF, OME-TIFF with Z, NIfTI, DICOM slide microscopy, folders of mop simulate. Planes are
+    counted upwards: plane 0 is the lowest position of the stage.
+
+        --output DATASET     folder of the dataset, made if needed
+        --pattern TEXT       how files are named: {slide}, {field}, {plane}, {patient}, as in {slide}/{field}_z{plane}
+        --spacing-um X       between planes, where the source does not say or is wrong
+        --mpp X              µm per pixel, where the source does not say or is wrong
+        --section NAME       all slides into training, validation or testing, instead of 8:1:1
+        --workers N          processes (default: one per core, as far as memory reaches)
+
+    Example:
+        mop prepare scans --output dataset --spacing-um 0.8 --mpp 0.25
+    """
+    from bundle.data.splits import SECTIONS
+    from bundle.host import usable_processes
+    from bundle.preparation.dataset import FIELD_BYTES, Plan, outcome_line, prepare_dataset
+
+    _refuse_unknown(unknown)
+    if len(sources) != 1 or not output:
+        raise UsageError(f"one SOURCE and --output DATASET are needed, got {len(sources)} and {output or 'none'}.")
+    if section and section not in SECTIONS:
+        raise UsageError(f"--section must be one of {', '.join(SECTIONS)}, got {section}.")
+    plan = Plan(Path(sources[0]), Path(output), pattern, spacing_um, mpp, section,
+                workers or usable_processes(FIELD_BYTES))
+    with progress_bars("fields") as follow:
+        outcome = prepare_dataset(plan, say, lambda problem: complain(sentence(ValueError(problem))), follow("fields"))
+    say(outcome_line(outcome, plan.dataset))
+    if outcome.failed:
+        sys.exit(1)
+
+
+@SetParseFns(**PARSERS)
+@SetParseFn(str)
+def experiments(runs: str = "runs", tracking_uri: str = "", port: int = 5000, **unknown: str) -> None:
+    """Usage: mop experiments [RUNS] [options]
+
+    Opens MLflow's pages of the trainings that were run with --tracking configs/mlflow.json, for this machine's own
+    browser alone. Ctrl-C ends it.
+
+        RUNS                  folder of the runs (default runs)
+        --tracking-uri URI    another store than RUNS/mlflow.db
+        --port N              of the address (default 5000)
+
+    Example:
+        mop experiments runs --port 5001
+    """
+    import subprocess
+
+    from bundle.training.experiments import refuse_telemetry, show_command, store_of
+
+    _refuse_unknown(unknown)
+    command = show_command(tracking_uri or store_of(Path(runs)), port)
+    say(f"http://127.0.0.1:{port} by: {' '.join(command)}")
+    refuse_telemetry()
+    if subprocess.run(command, check=False).returncode:
+        raise ValueError(f"mlflow must be able to serve port {port}, but it ended at once; see its message above.")
+
+
 def _readable(
     images: tuple[str, ...], output: str, results_of: Callable[[Path], list[Path]], overwrite: bool, tally: Tally,
     plane: int | None = None, check: Callable[[ImageReader], None] = lambda reader: None,
@@ -314,7 +393,14 @@ def _refuse_unknown(unknown: dict[str, str]) -> None:
         raise UsageError(f"options must be those of --help, got --{next(iter(unknown)).replace('_', '-')}.")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"restore": restore, "focus": focus, "simulate": simulate, "doctor": doctor}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "restore": restore,
+    "focus": focus,
+    "simulate": simulate,
+    "prepare": prepare,
+    "experiments": experiments,
+    "doctor": doctor,
+}
 
 
 def _run(argv: list[str]) -> None:

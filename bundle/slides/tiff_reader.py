@@ -55,6 +55,10 @@ class TiffReader(ImageReader):
     Args:
         path: the file.
         plane: of a z-stack, from 0; None where there is only one.
+
+    Attributes:
+        planes: focal planes in the file.
+        spacing_um: between them, None where the file does not say.
     """
 
     def __init__(self, path: Path, plane: int | None = None) -> None:
@@ -64,7 +68,8 @@ class TiffReader(ImageReader):
         with ExitStack() as undo, _damage_reports() as reports:
             try:
                 self._tiff = undo.enter_context(tifffile.TiffFile(path))
-                pages = _pages_of(self._tiff, path, plane)
+                self.planes, pages = _pages_of(self._tiff, path, plane)
+                self.spacing_um = read_spacing_um(self._tiff)
                 for page in pages:
                     _refuse_unless_rgb(page.keyframe, path)
                     _refuse_truncated(page, path, reports)
@@ -137,29 +142,33 @@ class TiffReader(ImageReader):
 
 def _pages_of(
     tiff: tifffile.TiffFile, path: Path, plane: int | None
-) -> list[tifffile.TiffPage | tifffile.TiffFrame]:
-    """The pages of one focal plane, one a level, finest first.
+) -> tuple[int, list[tifffile.TiffPage | tifffile.TiffFrame]]:
+    """How many focal planes there are, and the pages of one of them, one a level, finest first.
 
     Raises:
         ImageError: several images, time points or channels, or several planes and none chosen.
     """
     # The label and the macro image carry names of patients: they are no candidates.
     series = [one for one in tiff.series if not re.search(r"label|macro|overview|thumbnail", one.name, re.IGNORECASE)]
-    held = f"{len(series)} images" if len(series) != 1 else f"axes {series[0].axes} of {series[0].shape}"
-    refusal = f"a TIFF must hold a single RGB plane, {path.name} holds {held}: save the plane to restore"
     if not series:
         raise ImageError(f"{path.name} is truncated or damaged: it holds no image.")
     if len(series) != 1:
-        raise ImageError(f"{refusal}.")
+        kinds = ", ".join(f"{one.shape} {one.dtype}" for one in series[:3])
+        rule = "a TIFF must hold a single RGB plane, or planes of one size and depth"
+        raise ImageError(f"{rule}, {path.name} holds {len(series)} images: {kinds}.")
     stack = series[0]
     planes = len(stack.pages)
+    held = f"axes {stack.axes} of {stack.shape}"
+    refusal = f"a TIFF must hold a single RGB plane, {path.name} holds {held}: save the plane to restore"
+    if any(page is None for page in stack.pages):
+        raise ImageError(f"{path.name} is truncated or damaged: a plane that its metadata names is missing.")
     if planes > 1 and plane is None:
         raise ImageError(f"{refusal} or choose one by --plane 0..{planes - 1}.")
     refuse_plane(path, plane, planes)
     if planes > 1 and sum(side > 1 for side in stack.shape) != 4:  # planes, rows, columns, colours
         raise ImageError(f"{refusal}.")
     levels = [level for level in stack.levels if len(level.pages) == planes]
-    return [level.pages[plane or 0] for level in levels]
+    return planes, [level.pages[plane or 0] for level in levels]
 
 
 def _refuse_unless_rgb(page: tifffile.TiffPage, path: Path) -> None:
@@ -203,13 +212,15 @@ def _damage_reports() -> Iterator[list[str]]:
                 reports.append("a value lies outside the file")
 
     logger, listener = tifffile.logger(), Listener()
-    propagate = logger.propagate
+    propagate, level = logger.propagate, logger.level
     logger.addHandler(listener)
     logger.propagate = False
+    logger.setLevel(logging.ERROR)  # the command line silences the logger: its reports are wanted here all the same
     try:
         yield reports
     finally:
         logger.propagate = propagate
+        logger.setLevel(level)
         logger.removeHandler(listener)
 
 
@@ -228,8 +239,24 @@ def read_mpp(tiff: tifffile.TiffFile, page: tifffile.TiffPage, path: Path) -> fl
     return float(sides[0])
 
 
+def read_spacing_um(tiff: tifffile.TiffFile) -> float | None:
+    """µm between focal planes from the OME metadata or ImageJ's, None where neither says."""
+    spacing = _ome_size_um(tiff.ome_metadata, "Z") if tiff.is_ome else None
+    if spacing is None and tiff.is_imagej and tiff.imagej_metadata:
+        scale = _UM_PER_UNIT.get(str(tiff.imagej_metadata.get("unit")))
+        given = tiff.imagej_metadata.get("spacing")
+        spacing = None if scale is None or given is None else float(given) * scale
+    return spacing if spacing is not None and spacing > 0 else None
+
+
 def _ome_sides(xml: str | None) -> tuple[float, float] | None:
     """Width and height of a pixel in the OME metadata, µm."""
+    width, height = _ome_size_um(xml, "X"), _ome_size_um(xml, "Y")
+    return None if width is None or height is None else (width, height)
+
+
+def _ome_size_um(xml: str | None, axis: str) -> float | None:
+    """Size of a voxel along X, Y or Z in the OME metadata, µm."""
     try:
         root = ET.fromstring(xml or "<none/>")
     except ET.ParseError:
@@ -237,14 +264,9 @@ def _ome_sides(xml: str | None) -> tuple[float, float] | None:
     pixels = next((node for node in root.iter() if node.tag.rpartition("}")[2] == "Pixels"), None)
     if pixels is None:
         return None
-    sides = []
-    for axis in "XY":
-        scale = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        size = pixels.get(f"PhysicalSize{axis}")
-        if scale is None or size is None:
-            return None
-        sides.append(float(size) * scale)
-    return sides[0], sides[1]
+    scale = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+    size = pixels.get(f"PhysicalSize{axis}")
+    return None if scale is None or size is None else float(size) * scale
 
 
 def _objective(xml: str | None) -> float | None:
