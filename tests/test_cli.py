@@ -450,7 +450,7 @@ def test_a_slide_becomes_an_ome_tiff_that_says_where_it_comes_from(
         assert tiff.pages[0].compression == tifffile.COMPRESSION.JPEG
     assert np.abs(result[:, :380] - 240).max() <= 3
     # The padding of the source's last JPEG tiles rings 4 px into the image.
-    assert np.abs(result[:280, 600:880] - (165, 250, 215)).max() <= 12
+    assert np.abs(result[:280, 600:880] - (165, 250, 215)).max() <= 16
     assert "not for primary diagnosis" in xml and '<M K="source name">a.svs</M>' in xml
     assert xml.count("sha256") == 3 and '<M K="mode">adaptive</M>' in xml and '<M K="objective">20</M>' in xml
     one = tmp_path / "one" / "restored.ome.tif"
