@@ -236,7 +236,10 @@ def test_bad_input_ends_in_one_sentence_and_no_file(tmp_path: Path, capsys, comm
             ["restore", "a.png", "--output", "out", "--stop-after", "x"],
             "--stop-after must be p_former or p_diffusion, got x",
         ),
-        (["restroe", "a.png"], "the command must be one of restore, focus, simulate, doctor, got restroe"),
+        (
+            ["restroe", "a.png"],
+            "the command must be one of restore, focus, simulate, prepare, experiments, doctor, got restroe",
+        ),
     ],
 )
 def test_a_wrong_command_line_fails_at_once(
