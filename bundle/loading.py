@@ -14,7 +14,9 @@ from bundle.weights import load_weights, read_state
 if TYPE_CHECKING:
     from bundle.restoration import TileRestorer
 
-BUNDLE_ROOT = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
+# A wheel carries configs and weights inside the package (setup.py); a checkout and an unpacked bundle beside it.
+BUNDLE_ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 CONFIG = BUNDLE_ROOT / "configs" / "inference.json"
 WEIGHTS = BUNDLE_ROOT / "models" / "model.pt"
 

@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "field_restoration": {"conventions", "restoration", "slides"},
     "report": {"conventions", "restoration", "slides"},
     "loading": {"conventions", "restoration", "weights"},
+    "image_restorer": {"conventions", "field_restoration", "loading", "restoration", "slides"},
     "messages": {"slide_restoration", "slides"},
     "simulation": {"conventions", "optics", "slides"},
     "focus_files": {"report", "slide_restoration", "slides"},
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 ANYTHING = {"cli"}  # may import every room; no room may import it
-RESTORE_PATH = {"restoration", "slide_restoration", "field_restoration", "loading"}
+RESTORE_PATH = {"restoration", "slide_restoration", "field_restoration", "loading", "image_restorer"}
 NOT_TO_RESTORE = {"training", "data", "evaluation"}
 
 # Packages that are missing on many machines or slow to import: inside a function, and only in these files.
