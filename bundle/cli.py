@@ -1,4 +1,4 @@
-"""`mop restore | focus | simulate`: parse, call, report; nothing else. `mop --help` shows how."""
+"""`mop restore | focus | simulate | export`: parse, call, report; nothing else. `mop --help` shows how."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fire.decorators import SetParseFn, SetParseFns
 
 from bundle import __version__
 from bundle.arguments import PARSERS, UsageError, as_fire_reads
+from bundle.exporting.command import export
 from bundle.host import keep_large_allocations
 from bundle.messages import Tally, complain, known_mpp, progress_bars, result_line, say, sentence
 
@@ -27,6 +28,7 @@ OVERVIEW = """mop: out-of-focus pathology images brought into focus.
     mop restore  IMAGE [IMAGE ...] --output DIR    sharper images, under the same names
     mop focus    IMAGE [IMAGE ...] --output DIR    how far each part is out of focus, µm
     mop simulate IMAGE [IMAGE ...] --output DIR    a focal stack of a sharp image
+    mop export --output FILE                       the network as TorchScript, ONNX, torch.export or TensorRT
 
 IMAGE is a PNG, JPEG, TIFF or OME-TIFF of any size, 8-bit RGB, or a folder of them.
 mop COMMAND --help shows every option, mop --version the version.
@@ -247,7 +249,7 @@ def _refuse_unknown(unknown: dict[str, str]) -> None:
         raise UsageError(f"options must be those of --help, got --{next(iter(unknown)).replace('_', '-')}.")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"restore": restore, "focus": focus, "simulate": simulate}
+COMMANDS: dict[str, Callable[..., None]] = {"restore": restore, "focus": focus, "simulate": simulate, "export": export}
 
 
 def _run(argv: list[str]) -> None:

@@ -31,6 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"conventions", "restoration", "slides"},
     "loading": {"conventions", "restoration", "weights"},
     "image_restorer": {"conventions", "field_restoration", "loading", "restoration", "slides"},
+    # Its command is a part of `cli` with a file of its own: hence arguments, loading and messages.
+    "exporting": {"arguments", "conventions", "loading", "messages", "p_former", "restoration", "slides"},
     "messages": {"slide_restoration", "slides"},
     "simulation": {"conventions", "optics", "slides"},
     "focus_files": {"report", "slide_restoration", "slides"},
