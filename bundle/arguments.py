@@ -40,6 +40,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "tile_px": _whole("--tile-px", 32),
     "batch": _whole("--batch", 1),
     "planes": _whole("--planes", 1),
+    "workers": _whole("--workers", 1),
     "mpp": _number("--mpp"),
     "spacing_um": _number("--spacing-um"),
     "depth_um": _number("--depth-um", positive=False),
@@ -65,7 +66,7 @@ def as_fire_reads(argv: list[str], commands: dict[str, Callable[..., None]]) -> 
             continue
         option, given, value = text.partition("=")
         name = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or name not in known or name in ("images", "unknown"):
+        if not option.startswith("--") or name not in known or name in ("images", "sources", "unknown"):
             raise UsageError(f"{argv[0]} has no option {option}: see mop {argv[0]} --help.")
         if PARSERS.get(name) is _switch:
             if given:

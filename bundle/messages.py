@@ -62,7 +62,7 @@ def known_mpp(reader: ImageReader, given: float | None) -> float | None:
 
 
 @contextlib.contextmanager
-def progress_bars() -> Iterator[Callable[[str], Progress]]:
+def progress_bars(unit: str = "tiles") -> Iterator[Callable[[str], Progress]]:
     """A bar per image with the time left, on a terminal; silence elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -73,7 +73,7 @@ def progress_bars() -> Iterator[Callable[[str], Progress]]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tiles, left"),
+        TextColumn(f"{unit}, left"),
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:

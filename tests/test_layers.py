@@ -21,7 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optics": {"conventions"},
     "slides": {"conventions"},
     "prompts": {"conventions"},
-    "data": {"conventions", "optics"},
+    "data": {"conventions", "optics", "slides"},  # planes of focal stacks are read as all images are
+    "preparation": {"conventions", "data", "optics", "report", "slides"},
     "p_former": {"conventions", "prompts"},
     "p_diffusion": {"conventions", "prompts"},
     "training": {"conventions", "data", "optics", "prompts", "p_former", "p_diffusion", "weights"},

@@ -91,9 +91,9 @@ def check_tensorrt(restorer: TileRestorer) -> None:
         raise ValueError("format tensorrt needs an NVIDIA GPU and --device cuda, this run has none: "
                          "export onnx here and build on the GPU's machine, as docs/exports.md shows.")
     try:
-        import torch_tensorrt  # noqa: F401
+        import torch_tensorrt  # noqa: F401 (only asked whether it is there)
     except ImportError as error:
-        raise ValueError("format tensorrt needs the package torch-tensorrt of this torch, it is not installed.") from error
+        raise ValueError("format tensorrt needs the package torch-tensorrt, it is not installed.") from error
 
 
 def _torchscript(restorer: TileRestorer, part: str, embedded: dict[str, bytes]) -> Written:
@@ -139,18 +139,18 @@ def _onnx(restorer: TileRestorer, part: str, embedded: dict[str, bytes]) -> Writ
                                 output_names=["restored" if part == "chain" else "coarse"])
     assert program is not None
     proto = program.model_proto
-    for name, text in {"mop_version": __version__, **{name: content.decode() for name, content in embedded.items()}}.items():
+    for name, content in {"mop_version": __version__.encode(), **embedded}.items():
         entry = proto.metadata_props.add()
-        entry.key, entry.value = name, text
-    content = proto.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        entry.key, entry.value = name, content.decode()
+    written = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
     names = [put.name for put in session.get_inputs()]
 
     def run(*inputs: Tensor) -> Tensor:
         arrays = {name: value.cpu().numpy() for name, value in zip(names, inputs, strict=True)}
         return torch.from_numpy(session.run(None, arrays)[0])
 
-    return Written(content, run)
+    return Written(written, run)
 
 
 def _tensorrt(restorer: TileRestorer, part: str, embedded: dict[str, bytes]) -> Written:

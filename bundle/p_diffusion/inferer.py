@@ -55,7 +55,8 @@ class ResidualShiftInferer(Inferer):
         noise = [noise_at(location, height, width, seed, draw) for draw in range(steps, 0, -1)]
         return self.sample_with(coarse, network, prompts, noise)
 
-    def sample_with(self, coarse: Tensor, network: nn.Module, prompts: PromptMixture, noise: Sequence[Tensor]) -> Tensor:
+    def sample_with(self, coarse: Tensor, network: nn.Module, prompts: PromptMixture,
+                    noise: Sequence[Tensor]) -> Tensor:
         """`sample` with the noise given: T draws (B, 3, H, W), of the start and of every step but the last."""
         y_0 = to_signed(coarse)
         steps = self.scheduler.num_train_timesteps

@@ -15,7 +15,7 @@ import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class ImageReader(ABC):
     def close(self) -> None:
         """Give the file or the memory back."""
 
-    def __enter__(self) -> ImageReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

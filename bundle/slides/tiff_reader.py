@@ -31,16 +31,31 @@ _PLAUSIBLE_MPP = (0.01, 20.0)
 
 
 class TiffReader(ImageReader):
-    """One RGB plane of a TIFF, at full resolution; levels of a pyramid below it are not read."""
+    """One RGB plane of a TIFF, at full resolution; levels of a pyramid below it are not read.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        plane: index of the plane in a focal stack; None where the file must hold a single plane.
+
+    Attributes:
+        planes: focal planes in the file.
+        spacing_um: between them, None where the file does not say.
+    """
+
+    def __init__(self, path: Path, plane: int | None = None) -> None:
         self._fd = -1
         self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._cached_bytes = 0
         with ExitStack() as undo, _damage_reports() as reports:
             try:
                 self._tiff = undo.enter_context(tifffile.TiffFile(path))
-                self._page = _only_plane(self._tiff, path)
+                pages = _planes(self._tiff, path)
+                if plane is None and len(pages) != 1:
+                    series = self._tiff.series[0]
+                    raise ImageError(f"a TIFF must hold a single RGB plane, {path.name} holds axes {series.axes} of "
+                                     f"{series.shape}: save the plane to restore.")
+                self.planes, self.spacing_um = len(pages), read_spacing_um(self._tiff)
+                self._page = pages[plane or 0].aspage()
                 _refuse_unless_rgb(self._page, path)
                 _refuse_truncated(self._page, path, reports)
                 profile = self._page.tags.get(34675)
@@ -118,17 +133,21 @@ class TiffReader(ImageReader):
         self._tiff.close()
 
 
-def _only_plane(tiff: tifffile.TiffFile, path: Path) -> tifffile.TiffPage:
-    """The one full-size page.
+def _planes(tiff: tifffile.TiffFile, path: Path) -> list[tifffile.TiffPage | tifffile.TiffFrame]:
+    """The full-size pages.
 
     Raises:
-        ImageError: several images, planes or time points.
+        ImageError: images of several sizes or kinds.
     """
     series = tiff.series
-    if len(series) != 1 or len(series[0].pages) != 1:
-        held = f"{len(series)} images" if len(series) != 1 else f"axes {series[0].axes} of {series[0].shape}"
-        raise ImageError(f"a TIFF must hold a single RGB plane, {path.name} holds {held}: save the plane to restore.")
-    return series[0].keyframe
+    if len(series) != 1:
+        kinds = ", ".join(f"{one.shape} {one.dtype}" for one in series[:3])
+        raise ImageError(f"a TIFF must hold a single RGB plane, or planes of one size and depth, "
+                         f"{path.name} holds {len(series)} images: {kinds}.")
+    pages = list(series[0].pages)
+    if any(page is None for page in pages):
+        raise ImageError(f"{path.name} is truncated or damaged: a plane that its metadata names is missing.")
+    return pages
 
 
 def _refuse_unless_rgb(page: tifffile.TiffPage, path: Path) -> None:
@@ -172,13 +191,15 @@ def _damage_reports() -> Iterator[list[str]]:
                 reports.append("a value lies outside the file")
 
     logger, listener = tifffile.logger(), Listener()
-    propagate = logger.propagate
+    propagate, level = logger.propagate, logger.level
     logger.addHandler(listener)
     logger.propagate = False
+    logger.setLevel(logging.ERROR)  # the command line silences the logger: its reports are wanted here all the same
     try:
         yield reports
     finally:
         logger.propagate = propagate
+        logger.setLevel(level)
         logger.removeHandler(listener)
 
 
@@ -197,8 +218,24 @@ def read_mpp(tiff: tifffile.TiffFile, page: tifffile.TiffPage, path: Path) -> fl
     return float(sides[0])
 
 
+def read_spacing_um(tiff: tifffile.TiffFile) -> float | None:
+    """µm between focal planes from the OME metadata or ImageJ's, None where neither says."""
+    spacing = _ome_size_um(tiff.ome_metadata, "Z") if tiff.is_ome else None
+    if spacing is None and tiff.is_imagej and tiff.imagej_metadata:
+        scale = _UM_PER_UNIT.get(str(tiff.imagej_metadata.get("unit")))
+        given = tiff.imagej_metadata.get("spacing")
+        spacing = None if scale is None or given is None else float(given) * scale
+    return spacing if spacing is not None and spacing > 0 else None
+
+
 def _ome_sides(xml: str | None) -> tuple[float, float] | None:
     """Width and height of a pixel in the OME metadata, µm."""
+    width, height = _ome_size_um(xml, "X"), _ome_size_um(xml, "Y")
+    return None if width is None or height is None else (width, height)
+
+
+def _ome_size_um(xml: str | None, axis: str) -> float | None:
+    """Size of a voxel along X, Y or Z in the OME metadata, µm."""
     try:
         root = ET.fromstring(xml or "<none/>")
     except ET.ParseError:
@@ -206,14 +243,9 @@ def _ome_sides(xml: str | None) -> tuple[float, float] | None:
     pixels = next((node for node in root.iter() if node.tag.rpartition("}")[2] == "Pixels"), None)
     if pixels is None:
         return None
-    sides = []
-    for axis in "XY":
-        scale = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        size = pixels.get(f"PhysicalSize{axis}")
-        if scale is None or size is None:
-            return None
-        sides.append(float(size) * scale)
-    return sides[0], sides[1]
+    scale = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+    size = pixels.get(f"PhysicalSize{axis}")
+    return None if scale is None or size is None else float(size) * scale
 
 
 def _tag_sides(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[float, float] | None:
