@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""`mop restore | focus | simulate | export`: parse, call, report; nothing else. `mop --help` shows how."""
-=======
-"""`mop restore | focus | simulate | prepare`: parse, call, report; nothing else. `mop --help` shows how."""
->>>>>>> main
+"""`mop restore | focus | simulate | prepare | export`: parse, call, report; nothing else. `mop --help` shows how."""
 
 from __future__ import annotations
 
@@ -32,11 +28,8 @@ OVERVIEW = """mop: out-of-focus pathology images brought into focus.
     mop restore  IMAGE [IMAGE ...] --output DIR    sharper images, under the same names
     mop focus    IMAGE [IMAGE ...] --output DIR    how far each part is out of focus, µm
     mop simulate IMAGE [IMAGE ...] --output DIR    a focal stack of a sharp image
-<<<<<<< HEAD
-    mop export --output FILE                       the network as TorchScript, ONNX, torch.export or TensorRT
-=======
     mop prepare  SOURCE --output DATASET           a scanner's focal stacks as a dataset to train on
->>>>>>> main
+    mop export --output FILE                       the network as TorchScript, ONNX, torch.export or TensorRT
 
 IMAGE is a PNG, JPEG, TIFF or OME-TIFF of any size, 8-bit RGB, or a folder of them.
 mop COMMAND --help shows every option, mop --version the version.
@@ -307,12 +300,8 @@ def _refuse_unknown(unknown: dict[str, str]) -> None:
         raise UsageError(f"options must be those of --help, got --{next(iter(unknown)).replace('_', '-')}.")
 
 
-<<<<<<< HEAD
-COMMANDS: dict[str, Callable[..., None]] = {"restore": restore, "focus": focus, "simulate": simulate, "export": export}
-=======
 COMMANDS: dict[str, Callable[..., None]] = {"restore": restore, "focus": focus, "simulate": simulate,
-                                            "prepare": prepare}
->>>>>>> main
+                                            "prepare": prepare, "export": export}
 
 
 def _run(argv: list[str]) -> None:

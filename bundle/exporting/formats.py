@@ -76,7 +76,7 @@ def export(restorer: TileRestorer, part: str, form: str, path: Path, configs: li
             written = write(ready, part, embedded)
         difference = _difference(restorer, ready, written.run, form != "torchscript")
         if not difference <= TOLERANCE:
-            raise ValueError(f"an exported graph must be within {TOLERANCE} of the network, it is {difference:.2g} off.")
+            raise ValueError(f"a graph must be within {TOLERANCE} of the network, it is {difference:.2g} off.")
         file.write(written.content)
     return Exported(len(written.content) / 1e6, difference)
 
