@@ -116,7 +116,8 @@ def test_checksums_of_the_weights_match_the_files() -> None:
 
 def test_the_weights_are_small_enough_to_ship() -> None:
     """The zoo takes files of at most 25 MB, and a clone should not take minutes."""
-    sizes = [path.stat().st_size for path in (ROOT / "models").iterdir() if path.is_file()]
+    files = [path for path in (ROOT / "models").iterdir() if path.is_file() and path.suffix != ".ts"]  # not committed
+    sizes = [path.stat().st_size for path in files]
     assert max(sizes) <= 25e6
     assert sum(sizes) <= 60e6
 
