@@ -238,7 +238,7 @@ def test_bad_input_ends_in_one_sentence_and_no_file(tmp_path: Path, capsys, comm
         ),
         (
             ["restroe", "a.png"],
-            "the command must be one of restore, focus, simulate, prepare, experiments, doctor, got restroe",
+            "the command must be one of restore, focus, simulate, prepare, experiments, export, doctor, got restroe",
         ),
     ],
 )
