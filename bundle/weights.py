@@ -42,6 +42,26 @@ def load_weights(network: Network, path: str | Path, prefix: str = "") -> Networ
     return network
 
 
+def start_from(network: Network, weights: str | Path | None, part: str = "") -> Network:
+    """`network` with trained weights, or as it was made where `weights` is None.
+
+    Args:
+        network: one part of the chain.
+        weights: a whole chain (`models/model.pt`) or the part alone (`network.pt` of its stage).
+        part: where the network lies in a chain, as "prompter.estimator.".
+
+    Raises:
+        FileNotFoundError: `weights` does not exist.
+        ValueError: it holds no state dict, or neither a chain with this part nor the part.
+    """
+    if weights is None:
+        return network
+    path = Path(weights)
+    if path.is_file() and not any(name.startswith(part) for name in read_state(path)):
+        part = ""
+    return load_weights(network, path, part)
+
+
 def read_state(weights: Path) -> dict[str, Any]:
     """The state dict of a file, on the CPU.
 
@@ -86,4 +106,5 @@ def refuse_misfit(network: nn.Module, state: dict[str, Any], weights: Path) -> N
     }
     found = [f"{len(names)} {what} (first {names[0]})" for what, names in problems.items() if names]
     if found:
-        raise ValueError(f"weights must fit network_def entry by entry, {weights.name} has {', '.join(found)}.")
+        wanted_by = type(network).__name__
+        raise ValueError(f"weights must fit {wanted_by} entry by entry, {weights} has {', '.join(found)}.")

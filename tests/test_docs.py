@@ -54,7 +54,8 @@ def test_every_make_command_of_a_page_is_a_target(page: Path) -> None:
 def test_every_file_that_a_command_of_a_page_names_is_there(page: Path) -> None:
     """A command copied from a page must find its config and its script."""
     named = set(re.findall(r"\b((?:configs|scripts|models|docs)/[\w./-]+\.\w+)", code_blocks(page)))
-    assert not {name for name in named if not (ROOT / name).is_file()}
+    made = {"models/model.ts"}  # by `make export`
+    assert not {name for name in named - made if not (ROOT / name).is_file()}
 
 
 def test_make_lists_its_targets() -> None:

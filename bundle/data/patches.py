@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from monai.data import DistributedSampler
 from monai.transforms import Compose
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from bundle.conventions import LABEL
 
@@ -44,8 +45,27 @@ class SeededPatches(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A record with `label` (3, H, W), `mpp` and `seed`, which fixes its defocus."""
+        """A record with `label` (3, H, W), `mpp`, `file` and `seed`, which fixes its defocus."""
         random = np.random.RandomState(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(4))
         record = dict(self.fields[random.choice(len(self.fields), p=self.share)])
         self.transform.set_random_state(state=random)
         return {**self.transform(record), "seed": int(random.randint(2**31))}
+
+
+def patch_loader(dataset: SeededPatches, batch_size: int, rank: int = 0, world_size: int = 1,
+                 workers: int = 0) -> DataLoader:
+    """Batches of one process: all processes together draw the batches that one alone would draw.
+
+    Args:
+        dataset: patches of all processes.
+        batch_size: of all processes together.
+        rank, world_size: which process of how many.
+        workers: that load for this process.
+
+    Raises:
+        ValueError: the batch cannot be shared equally.
+    """
+    if batch_size % world_size:
+        raise ValueError(f"a batch must be shared equally by {world_size} processes, got a batch of {batch_size}.")
+    sampler = DistributedSampler(dataset, even_divisible=False, num_replicas=world_size, rank=rank, shuffle=False)
+    return DataLoader(dataset, batch_size // world_size, sampler=sampler, num_workers=workers)

@@ -72,3 +72,16 @@ class ResidualShiftInferer(Inferer):
                    prompts: PromptMixture) -> Tensor:
         x_t = self.scheduler.scaled(x_t, timestep)
         return network(x_t, y_0, timestep, prompts.pathology, prompts.edges, prompts.defocus)
+
+
+class RestoringInferer(Inferer):
+    """Answers the training call with a restoration, for validation: T steps from the coarse image, the label unseen."""
+
+    def __init__(self, inferer: ResidualShiftInferer, seed: int = 0) -> None:
+        super().__init__()
+        self.inferer, self.seed = inferer, seed
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Restored images (B, 3, H, W) from coarse ones; of `args` only the last, the prompts, is read."""
+        location = torch.zeros(len(inputs), 2, dtype=torch.int64, device=inputs.device)
+        return self.inferer.sample(inputs, network, args[-1], location, self.seed)

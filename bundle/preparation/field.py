@@ -32,6 +32,7 @@ from bundle.optics.fusion import FusedStack, fuse
 from bundle.optics.registration import agreement, displacements, moved_by
 from bundle.preparation.patches import LEAST_TISSUE, PATCH_PX, Patch, label_patches, tissue_mask
 from bundle.slides.grid import Box
+from bundle.slides.pyramid import Record
 from bundle.slides.writer import open_sink
 
 FEWEST_PLANES = 3  # with two, no plane is known to be sharper than both its neighbours
@@ -209,7 +210,7 @@ def _write(folder: Path, planes: NDArray[np.uint8], target: NDArray[np.uint8], d
            facts: FieldFacts) -> None:
     pictures = {f"plane_{index:02d}.tif": plane for index, plane in enumerate(planes)} | {"label.tif": target}
     for name, pixels in pictures.items():
-        with open_sink(folder / name, facts.shape, facts.mpp) as sink:
+        with open_sink(folder / name, facts.shape, Record(name, facts.mpp), block_px=max(facts.shape)) as sink:
             sink.write(0, 0, pixels.transpose(1, 2, 0))
     tifffile.imwrite(folder / "depth_um.tif", depth_um, compression="zlib", predictor=3, metadata=None, software="MoP")
     step = max(1, math.ceil(max(facts.shape) / PREVIEW_PX))

@@ -6,6 +6,7 @@ without gradients.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,25 @@ Network = TypeVar("Network", bound=nn.Module)
 def _simulated(simulate: DefocusSimulator, batch: dict[str, Any], device: torch.device | None) -> SimulatedPatches:
     sharp = torch.as_tensor(batch[LABEL]).to(device=device, dtype=torch.float32) / 255
     return simulate(sharp, torch.as_tensor(batch[MPP], dtype=torch.float32), torch.as_tensor(batch["seed"]))
+
+
+class KeptBatches:
+    """Keeps what `prepare` made of each batch: for validation, where the same patches come again.
+
+    Saves the simulation and the frozen prompts; see docs/decisions/0005-frozen-prompts.md.
+    """
+
+    def __init__(self, prepare: Callable[..., Prepared]) -> None:
+        self.prepare = prepare
+        self.kept: dict[tuple[int, ...], Prepared] = {}
+
+    def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
+                 **kwargs: Any) -> Prepared:
+        """What `prepare` gives; a batch is known by the seeds of its patches."""
+        seeds = tuple(torch.as_tensor(batchdata["seed"]).tolist())
+        if seeds not in self.kept:
+            self.kept[seeds] = self.prepare(batchdata, device, non_blocking, **kwargs)
+        return self.kept[seeds]
 
 
 def frozen(network: Network) -> Network:
@@ -68,6 +88,7 @@ class PromptBatch:
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
                  **kwargs: Any) -> Prepared:
         """Inputs P_LP (B, N, D), targets P_HP (B, N, D), P_D as argument."""
+        self.prompter.to(device)
         drawn = _simulated(self.simulate, batchdata, device)
         blurred, sharp = self.prompter.encoder(drawn.image), self.prompter.encoder(drawn.label)
         return blurred, sharp, (self.prompter.estimator(drawn.image).prompt,), {}
@@ -83,6 +104,7 @@ class PFormerBatch:
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
                  **kwargs: Any) -> Prepared:
         """Inputs and targets (B, 3, H, W), P_P as argument."""
+        self.prompter.to(device)
         drawn = _simulated(self.simulate, batchdata, device)
         return drawn.image, drawn.label, (self.prompter.pathology(drawn.image),), {}
 
@@ -99,11 +121,12 @@ class PDiffusionBatch:
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
                  **kwargs: Any) -> Prepared:
         """Inputs coarse (B, 3, H, W), targets (B, 3, H, W); label, noise, timestep, prompts as arguments."""
+        self.prompter.to(device)
         drawn = _simulated(self.simulate, batchdata, device)
         prompts = self.prompter(drawn.image)
         coarse = drawn.image
         if self.p_former is not None:  # None: P-diffusion stands alone and starts from I_LQ
-            coarse = self.p_former(drawn.image, prompts.pathology).clamp(0, 1)
+            coarse = self.p_former.to(device)(drawn.image, prompts.pathology).clamp(0, 1)
         noise, timestep = _drawn_noise(drawn.label, torch.as_tensor(batchdata["seed"]), self.steps)
         return coarse, drawn.label, (drawn.label, noise, timestep, prompts), {}
 

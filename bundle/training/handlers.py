@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from ignite.metrics import Average
 from monai.engines import IterationEvents
+from monai.handlers import from_engine
 from torch import Tensor, nn
 
 from bundle.data.patches import SeededPatches
@@ -24,19 +27,37 @@ class DrawEpoch:
 
 
 class StopOnNaN:
-    """Ends training with a sentence that names the batch, before a loss that is no number reaches the weights."""
+    """Ends training with a sentence that names the batch, before a loss that is no number reaches the weights.
+
+    All processes of a training stop together and say the same.
+    """
 
     def attach(self, engine: Engine) -> None:
         """After every loss."""
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check)
 
     def check(self, engine: Engine) -> None:
-        """Raises ArithmeticError where the loss is not finite."""
-        loss = engine.state.output["loss"]
-        if not bool(torch.isfinite(loss)):
-            seeds = engine.state.batch["seed"].tolist()
-            raise ArithmeticError(f"the loss became {float(loss)} in epoch {engine.state.epoch}, iteration "
-                                  f"{engine.state.iteration}, on the patches with seeds {seeds}; training stops.")
+        """Raises ArithmeticError where the loss of any process is not finite."""
+        loss = engine.state.output["loss"].detach()
+        finite = torch.isfinite(loss).all()
+        if idist.all_reduce(float(finite), "MIN"):
+            return
+        batch, seeds = engine.state.batch, engine.state.batch["seed"].tolist()
+        names = batch.get("file", ["patch"] * len(seeds))
+        patches = ", ".join(f"{name} (seed {seed})" for name, seed in zip(names, seeds, strict=True))
+        told = "" if finite else f"{float(loss)} on {patches}"
+        if idist.get_world_size() > 1:
+            told = ", ".join(part for part in idist.all_gather(told) if part)
+        raise ArithmeticError(f"the loss must be a finite number, in epoch {engine.state.epoch}, iteration "
+                              f"{engine.state.iteration} it became {told}; training stops.")
+
+
+class MeanLoss:
+    """The mean of an epoch's losses, over all processes, as the metric `mean_loss` of the trainer."""
+
+    def attach(self, engine: Engine) -> None:
+        """After every iteration and epoch."""
+        Average(output_transform=from_engine(["loss"], first=True)).attach(engine, "mean_loss")
 
 
 class ClipGradients:

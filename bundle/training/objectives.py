@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,7 +26,9 @@ class DefocusLoss(nn.Module):
         distance = (estimate.defocus_um - target[:, 0]).abs().mean()
         defined = torch.isfinite(target[:, 1])
         error = (estimate.contrast - torch.where(defined, target[:, 1], estimate.contrast)).abs()
-        contrast = error.sum() / defined.sum().clamp(min=1)
+        # Of all processes: their mean is then the mean over all patches, however the undefined ones are spread.
+        count = idist.all_reduce(defined.sum().float()) / idist.get_world_size()
+        contrast = error.sum() / count.clamp(min=1 / idist.get_world_size())
         return self.distance_weight * distance + self.contrast_weight * contrast
 
 

@@ -39,8 +39,23 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"needs index\.json"):
         field_records(tmp_path, "train")
     folder = folder_of(tmp_path, ("a.png", "train", "s1"))
+    with pytest.raises(ValueError, match=r"a slide of its own for every split, but .* has s1 alone and none for 'val'"):
+        field_records(folder, "val")
+    folder = folder_of(tmp_path, ("a.png", "train", "s1"), ("b.png", "train", "s2"), ("c.png", "train", "s2"))
     with pytest.raises(ValueError, match="split 'val', got none"):
         field_records(folder, "val")
-    (folder / "a.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"names a\.png"):
+    (folder / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"names b\.png, .* \(1 of 3 files of 'train' are missing\)"):
         field_records(folder, "train")
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("{", "must be JSON"), ("{}", "must be a list of fields"), ("[]", "must be a list of fields, at least one"),
+    ('[{"file": "a.png", "split": "train", "mpp": 1}]', "must have 'slide', number 0 has not"),
+])
+def test_an_index_that_is_none_is_refused_in_one_sentence(tmp_path: Path, text: str, told: str) -> None:
+    """An index written by hand has a mistake sooner or later; a KeyError does not say where."""
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ValueError, match=told) as caught:
+        field_records(tmp_path, "train")
+    assert "\n" not in str(caught.value)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 from monai.transforms import Compose, RandFlipd
 
-from bundle.data.patches import SeededPatches
+from bundle.data.patches import SeededPatches, patch_loader
 from bundle.data.transforms import RandCropAtMagnificationd
 
 FIELDS = [{"label": torch.randint(0, 255, (3, 90, 120), dtype=torch.uint8), "mpp": 0.25, "slide": "a"},
@@ -64,3 +66,20 @@ def test_no_fields_are_refused() -> None:
     """An empty list would train on nothing for hours."""
     with pytest.raises(ValueError, match="at least one field"):
         SeededPatches([], Compose([]), 4)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_share_the_batches_of_one(world_size: int) -> None:
+    """Otherwise a training on two GPUs is another training, with other patches in a step."""
+    loaders = [patch_loader(dataset(), 6, rank, world_size) for rank in range(world_size)]
+    alone = [batch["seed"].tolist() for batch in patch_loader(dataset(), 6)]
+    shared = [[batch["seed"].tolist() for batch in loader] for loader in loaders]
+    for expected, *shares in list(zip(alone, *shared))[:3]:  # the fourth batch is a rest of 2
+        assert sorted(expected) == sorted(chain(*shares))
+    assert sorted(chain(*alone)) == sorted(chain(*chain(*shared)))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused() -> None:
+    """A batch rounded down would be another learning rate in disguise."""
+    with pytest.raises(ValueError, match="shared equally by 4 processes, got a batch of 6"):
+        patch_loader(dataset(), 6, 0, 4)
