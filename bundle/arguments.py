@@ -30,6 +30,15 @@ def _number(option: str, positive: bool = True) -> Callable[[str], float]:
     return parse
 
 
+def _choice(option: str, *allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise UsageError(f"{option} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {text}.")
+        return text
+
+    return parse
+
+
 def _switch(text: str) -> bool:
     return text == "True"
 
@@ -40,10 +49,17 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "tile_px": _whole("--tile-px", 32),
     "batch": _whole("--batch", 1),
     "planes": _whole("--planes", 1),
+    "workers": _whole("--workers", 1),
     "port": _whole("--port", 1),
     "mpp": _number("--mpp"),
     "spacing_um": _number("--spacing-um"),
     "depth_um": _number("--depth-um", positive=False),
+    "plane": _whole("--plane", 0),
+    "quality": _whole("--quality", 1),
+    "mode": _choice("--mode", "full", "coarse", "adaptive"),
+    "compression": _choice("--compression", "lzw", "jpeg"),
+    "subsampling": _choice("--subsampling", "420", "422"),
+    "dry_run": _switch,
     "skip_in_focus": _switch,
     "overwrite": _switch,
 }
@@ -66,7 +82,7 @@ def as_fire_reads(argv: list[str], commands: dict[str, Callable[..., None]]) -> 
             continue
         option, given, value = text.partition("=")
         name = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or name not in known or name in ("images", "unknown"):
+        if not option.startswith("--") or name not in known or name in ("images", "sources", "unknown"):
             raise UsageError(f"{argv[0]} has no option {option}: see mop {argv[0]} --help.")
         if PARSERS.get(name) is _switch:
             if given:

@@ -1,4 +1,4 @@
-"""`mop restore | focus | simulate | experiments`: parse, call, report; nothing else. `mop --help` shows how."""
+"""`mop COMMAND`: parse, call, report; nothing else. `mop --help` lists the commands."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from fire.decorators import SetParseFn, SetParseFns
 from bundle import __version__
 from bundle.arguments import PARSERS, UsageError, as_fire_reads
 from bundle.host import keep_large_allocations
-from bundle.messages import Tally, complain, known_mpp, progress_bars, result_line, say, sentence
+from bundle.messages import Tally, complain, known_mpp, plan_line, progress_bars, result_line, say, sentence
 
 if TYPE_CHECKING:
+    from bundle.slide_job import Engine, Wishes
     from bundle.slide_restoration import Progress, SlideRestorer
     from bundle.slides.files import Job
+    from bundle.slides.reader import ImageReader
 
 OVERVIEW = """mop: out-of-focus pathology images brought into focus.
 
     mop restore  IMAGE [IMAGE ...] --output DIR    sharper images, under the same names
     mop focus    IMAGE [IMAGE ...] --output DIR    how far each part is out of focus, µm
     mop simulate IMAGE [IMAGE ...] --output DIR    a focal stack of a sharp image
+    mop prepare  SOURCE --output DATASET           a scanner's focal stacks as a dataset to train on
     mop experiments [RUNS]                         MLflow's pages of the trainings
+    mop doctor                                     what this machine has, and what to do about each gap
 
-IMAGE is a PNG, JPEG, TIFF or OME-TIFF of any size, 8-bit RGB, or a folder of them.
+IMAGE is a PNG, JPEG, TIFF, OME-TIFF, slide (SVS, NDPI, MRXS, SCN, BIF, Philips) or DICOM slide of any size, 8-bit RGB,
+or a folder of them.
 mop COMMAND --help shows every option, mop --version the version.
 
 Example:
@@ -52,13 +57,24 @@ def restore(
     weights: str = "",
     tile_px: int = 256,
     batch: int = 1,
+    mode: str = "",
+    dry_run: bool = False,
+    plane: int | None = None,
+    compression: str = "",
+    quality: int = 90,
+    subsampling: str = "422",
     **unknown: str,
 ) -> None:
     """Usage: mop restore IMAGE [IMAGE ...] --output DIR [options]
 
-    Restores images; each result keeps its input's name. A folder as IMAGE takes the images in it.
+    Restores images and slides; each result keeps its input's name, slides of scanners and DICOM become NAME.ome.tiff.
+    A folder as IMAGE takes the images in it. Stopped or killed, the same command goes on with a TIFF or a slide.
 
-        --output DIR         folder of the results, made if needed
+        --output DIR         folder of the results, made if needed; or the result itself, as restored.ome.tiff
+        --mode NAME          full (whole chain on tissue), coarse (P-former on tissue) or adaptive (what each tile
+                             needs by its distance to focus); default: adaptive for slides, every tile of other images
+        --dry-run            say tiles of each kind, minutes and disk, write nothing
+        --plane N            which focal plane of a z-stack, from 0
         --stop-after STAGE   p_former (the coarse stage alone, faster) or p_diffusion (the whole chain, default)
         --seed N             of the noise of P-diffusion (default 0); the same seed gives the same pixels
         --device NAME        cpu (default) or cuda
@@ -69,26 +85,41 @@ def restore(
         --weights FILE       another models/model.pt
         --tile-px N          side of a tile (default 256)
         --batch N            tiles at once (default 1)
+        --compression NAME   of a TIFF: lzw (no loss) or jpeg; default: jpeg where a scanner's slide becomes OME-TIFF
+        --quality N          of JPEG in a TIFF, 1..100 (default 90)
+        --subsampling N      of JPEG's colours in a TIFF, 422 (default) or 420
 
-    JPEG is written with quality 95, everything else without loss. A TIFF needs free disk of its raw size meanwhile.
+    JPEG is written with quality 95, PNG and TIFF without loss. A TIFF's finished blocks wait beside it meanwhile.
 
     Examples:
         mop restore field.png --output restored
+        mop restore slide.svs --output restored.ome.tiff
         mop restore scans/ --output restored --stop-after p_former --skip-in-focus
     """
     _refuse_unknown(unknown)
     if stop_after not in ("p_former", "p_diffusion"):
         raise UsageError(f"--stop-after must be p_former or p_diffusion, got {stop_after}.")
+    from bundle.slide_job import Wishes, check_pixel_size, foretell
+
+    wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling)
+    folder = Path(output or ("restored" if dry_run else ""))
     tally = Tally()
-    jobs = _readable(images, output, lambda image: [Path(output) / image.name], overwrite, tally)
+    jobs = _readable(images, str(folder) if output or dry_run else "",
+                     lambda image: [_result_of(image, folder, wishes)], overwrite or dry_run, tally, plane,
+                     lambda reader: check_pixel_size(reader, mpp))
     if jobs:
         restorer = _slide_restorer(config, weights, device, tile_px, batch)
         network = restorer.tile_restorer
         network.stop_after, network.skip_in_focus, network.seed = stop_after, skip_in_focus, seed
+        engine = _engine(restorer, config, weights)
         with progress_bars() as follow:
             for job in jobs:
                 with tally.image(job.image):
-                    _restore_one(restorer, job, mpp, skip_in_focus, overwrite, follow)
+                    if dry_run:
+                        for line in foretell(engine, job, wishes):
+                            say(line)
+                    else:
+                        _restore_one(engine, job, wishes, follow)
     tally.finish()
 
 
@@ -183,6 +214,84 @@ def simulate(
 
 @SetParseFns(**PARSERS)
 @SetParseFn(str)
+def doctor(*images: str, config: str = "", weights: str = "", **unknown: str) -> None:
+    """Usage: mop doctor [options]
+
+    Says what this machine has: Python, memory, disk, GPU, readers, weights with their sha256; and what to do about
+    each gap. Ends with 1 where restoring would not work.
+
+        --config FILE     another configs/inference.json
+        --weights FILE    another models/model.pt
+
+    Example:
+        mop doctor
+        mop restore slide.svs --output restored.ome.tiff
+    """
+    _refuse_unknown(unknown)
+    if images:
+        raise UsageError(f"doctor takes no images, got {images[0]}.")
+    from bundle.doctor import examine
+    from bundle.loading import CONFIG, WEIGHTS
+
+    findings = examine(Path(config or CONFIG), Path(weights or WEIGHTS))
+    for finding in findings:
+        say(finding.line)
+    if any(finding.fatal for finding in findings):
+        sys.exit(1)
+
+
+@SetParseFns(**PARSERS)
+@SetParseFn(str)
+def prepare(
+    *sources: str,
+    output: str = "",
+    pattern: str = "",
+    spacing_um: float | None = None,
+    mpp: float | None = None,
+    section: str = "",
+    workers: int = 0,
+    **unknown: str,
+) -> None:
+    """Usage: mop prepare SOURCE --output DATASET [options]
+
+    Makes a dataset of a scanner's focal stacks: registered planes, all-in-focus targets, depth maps, 256 px patches
+    with signed distance and contrast, a split 8:1:1 by slide or patient in datalist.json, and report.html. The same
+    command goes on where an earlier one stopped; fields that are there and whose sources did not change are kept.
+
+    SOURCE is a folder (or one file) of: planes as image files (35_32_07.jpg: slide, field, plane; or a folder per
+    slide), multi-page TIFF, OME-TIFF with Z, NIfTI, DICOM slide microscopy, folders of mop simulate. Planes are
+    counted upwards: plane 0 is the lowest position of the stage.
+
+        --output DATASET     folder of the dataset, made if needed
+        --pattern TEXT       how files are named: {slide}, {field}, {plane}, {patient}, as in {slide}/{field}_z{plane}
+        --spacing-um X       between planes, where the source does not say or is wrong
+        --mpp X              µm per pixel, where the source does not say or is wrong
+        --section NAME       all slides into training, validation or testing, instead of 8:1:1
+        --workers N          processes (default: one per core, as far as memory reaches)
+
+    Example:
+        mop prepare scans --output dataset --spacing-um 0.8 --mpp 0.25
+    """
+    from bundle.data.splits import SECTIONS
+    from bundle.host import usable_processes
+    from bundle.preparation.dataset import FIELD_BYTES, Plan, outcome_line, prepare_dataset
+
+    _refuse_unknown(unknown)
+    if len(sources) != 1 or not output:
+        raise UsageError(f"one SOURCE and --output DATASET are needed, got {len(sources)} and {output or 'none'}.")
+    if section and section not in SECTIONS:
+        raise UsageError(f"--section must be one of {', '.join(SECTIONS)}, got {section}.")
+    plan = Plan(Path(sources[0]), Path(output), pattern, spacing_um, mpp, section,
+                workers or usable_processes(FIELD_BYTES))
+    with progress_bars("fields") as follow:
+        outcome = prepare_dataset(plan, say, lambda problem: complain(sentence(ValueError(problem))), follow("fields"))
+    say(outcome_line(outcome, plan.dataset))
+    if outcome.failed:
+        sys.exit(1)
+
+
+@SetParseFns(**PARSERS)
+@SetParseFn(str)
 def experiments(runs: str = "runs", tracking_uri: str = "", port: int = 5000, **unknown: str) -> None:
     """Usage: mop experiments [RUNS] [options]
 
@@ -209,9 +318,10 @@ def experiments(runs: str = "runs", tracking_uri: str = "", port: int = 5000, **
 
 
 def _readable(
-    images: tuple[str, ...], output: str, results_of: Callable[[Path], list[Path]], overwrite: bool, tally: Tally
+    images: tuple[str, ...], output: str, results_of: Callable[[Path], list[Path]], overwrite: bool, tally: Tally,
+    plane: int | None = None, check: Callable[[ImageReader], None] = lambda reader: None,
 ) -> list[Job]:
-    """Jobs whose images open: what is wrong with the others is said before the network is loaded."""
+    """Jobs whose images open and pass a check: what is wrong with the others is said before the network is loaded."""
     from bundle.slides.files import plan_jobs
     from bundle.slides.reader import open_image
 
@@ -222,9 +332,17 @@ def _readable(
         tally.fail(problem)
     readable = []
     for job in jobs:
-        with tally.image(job.image), open_image(job.image):
+        with tally.image(job.image), open_image(job.image, plane) as reader:
+            check(reader)
             readable.append(job)
     return readable
+
+
+def _result_of(image: Path, output: Path, wishes: Wishes) -> Path:
+    from bundle.slides.files import result_of
+
+    wishes.encoding(image)  # states its rules before any image is opened
+    return result_of(image, output)
 
 
 def _slide_restorer(config: str, weights: str, device: str, tile_px: int, batch: int) -> SlideRestorer:
@@ -235,23 +353,23 @@ def _slide_restorer(config: str, weights: str, device: str, tile_px: int, batch:
     return SlideRestorer(network, tile_px, overlap_px=tile_px // 4, batch=batch)
 
 
-def _restore_one(
-    restorer: SlideRestorer,
-    job: Job,
-    mpp: float | None,
-    skip_in_focus: bool,
-    overwrite: bool,
-    follow: Callable[[str], Progress],
-) -> None:
-    from bundle.slides.reader import open_image
-    from bundle.slides.writer import open_sink
+def _engine(restorer: SlideRestorer, config: str, weights: str) -> Engine:
+    from bundle.loading import CONFIG, WEIGHTS, load_slide_planner
+    from bundle.slide_job import Engine
 
-    with open_image(job.image) as reader:
-        mpp = known_mpp(reader, mpp)
-        result = job.results[0]
-        with open_sink(result, reader.shape, mpp, reader.icc_profile, overwrite) as sink:
-            report = restorer.restore(reader, sink, follow(job.image.name))
-    say(result_line(job.image.name, report, skip_in_focus) + f", {result}")
+    files = Path(config or CONFIG), Path(weights or WEIGHTS)
+    return Engine(restorer, load_slide_planner(files[0]), *files)
+
+
+def _restore_one(engine: Engine, job: Job, wishes: Wishes, follow: Callable[[str], Progress]) -> None:
+    from bundle.slide_job import restore_image
+    from bundle.slide_plan import COPIED
+
+    report = restore_image(engine, job, wishes, follow(job.image.name))
+    planned = any(report.kinds[kind] for kind in COPIED) or bool(wishes.mode)
+    sparing = engine.restorer.tile_restorer.skip_in_focus or planned
+    kinds = f", {plan_line(report.kinds)}" if planned else ""
+    say(result_line(job.image.name, report, sparing) + f"{kinds}, {job.results[0]}")
 
 
 def _focus_one(
@@ -276,7 +394,12 @@ def _refuse_unknown(unknown: dict[str, str]) -> None:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "restore": restore, "focus": focus, "simulate": simulate, "experiments": experiments
+    "restore": restore,
+    "focus": focus,
+    "simulate": simulate,
+    "prepare": prepare,
+    "experiments": experiments,
+    "doctor": doctor,
 }
 
 
@@ -317,7 +440,7 @@ def main(argv: list[str] | None = None) -> int:
         complain(sentence(error))
         return 1
     except KeyboardInterrupt:
-        complain("stopped; results of finished images are kept.")
+        complain("stopped; finished images and blocks are kept, the same command goes on.")
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
@@ -27,3 +28,10 @@ def keep_large_allocations() -> bool:
     wide = library.mallopt(_M_TRIM_THRESHOLD, ctypes.c_int(_TRIM_THRESHOLD_BYTES))
     mapped = library.mallopt(_M_MMAP_THRESHOLD, ctypes.c_int(_MMAP_THRESHOLD_BYTES))
     return bool(wide and mapped)
+
+
+def usable_processes(bytes_each: int) -> int:
+    """Worker processes that this machine holds at once: one per core, as far as its memory reaches; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores, int(0.8 * memory) // bytes_each))

@@ -13,6 +13,7 @@ from bundle.weights import load_weights, read_state
 
 if TYPE_CHECKING:
     from bundle.restoration import TileRestorer
+    from bundle.slide_plan import SlidePlanner
 
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
 CONFIG = BUNDLE_ROOT / "configs" / "inference.json"
@@ -81,6 +82,27 @@ def build_network(config: Path, device: str) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ValueError(f"network_def of {config.name} must be a torch module, got {type(network).__name__}.")
     return network
+
+
+def load_slide_planner(config: Path = CONFIG) -> SlidePlanner:
+    """The `slide_planner` of a config, or the default one where it declares none.
+
+    Raises:
+        ValueError: it cannot be built.
+    """
+    from monai.bundle import ConfigParser
+
+    from bundle.slide_plan import SlidePlanner
+
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    if "slide_planner" not in parser.get():
+        return SlidePlanner()
+    try:
+        planner: SlidePlanner = parser.get_parsed_content("slide_planner")
+    except (RuntimeError, ValueError, TypeError, LookupError, ImportError, AttributeError) as error:
+        raise ValueError(f"slide_planner of {config.name} cannot be built: {_line(error)}.") from error
+    return planner
 
 
 def _line(error: BaseException) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bundle.slide_plan import Kind
     from bundle.slide_restoration import Progress, SlideReport
     from bundle.slides.reader import ImageReader
 
@@ -44,10 +49,43 @@ class Tally:
             sys.exit(1)
 
 
-def result_line(name: str, report: SlideReport, skip_in_focus: bool) -> str:
-    skipped = f", {report.untouched:.0%} untouched" if skip_in_focus else ""
+def result_line(name: str, report: SlideReport, sparing: bool) -> str:
+    """One line on a restored image; `sparing`: parts of it may have been left as they were."""
+    skipped = f", {report.untouched:.0%} untouched" if sparing else ""
     size = f"{report.width} x {report.height} px, {report.seconds:.1f} s"
-    return f"{name}: {size}, mean |defocus| {report.mean_defocus_um:.2f} µm{skipped}"
+    seen = "" if math.isnan(report.mean_defocus_um) else f", mean |defocus| {report.mean_defocus_um:.2f} µm"
+    return f"{name}: {size}{seen}{skipped}"
+
+
+def plan_line(kinds: Mapping[Kind, int]) -> str:
+    """Tiles of each kind."""
+    return ", ".join(f"{count} {kind.name.lower().replace('_', ' ')}" for kind, count in kinds.items()) + " tiles"
+
+
+@contextlib.contextmanager
+def stop_after_block(keeps_work: bool) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks to stop once the block under way is finished; the second one stops at once.
+
+    Args:
+        keeps_work: finished blocks survive; otherwise the first Ctrl-C stops at once.
+    """
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked or not keeps_work:
+            raise KeyboardInterrupt
+        asked = True
+        complain("stopping after this block, Ctrl-C again stops at once.")
+
+    # A library's caller keeps its own handler, and only the main thread may set one.
+    ours = keeps_work and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, ask) if ours else None
+    try:
+        yield lambda: asked
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def known_mpp(reader: ImageReader, given: float | None) -> float | None:
@@ -62,7 +100,7 @@ def known_mpp(reader: ImageReader, given: float | None) -> float | None:
 
 
 @contextlib.contextmanager
-def progress_bars() -> Iterator[Callable[[str], Progress]]:
+def progress_bars(unit: str = "tiles") -> Iterator[Callable[[str], Progress]]:
     """A bar per image with the time left, on a terminal; silence elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -73,7 +111,7 @@ def progress_bars() -> Iterator[Callable[[str], Progress]]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tiles, left"),
+        TextColumn(f"{unit}, left"),
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:

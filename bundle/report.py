@@ -156,7 +156,7 @@ def html_page(title: str, opening: str, panels: Sequence[Panel], focus_um: NDArr
     left, right = by_title[curtain[0]], by_title[curtain[1]]
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(opening)}</p>"]
     for heading, table in tables.items():
-        parts.append(f"<h2>{html.escape(heading)}</h2>{_html_table(table)}")
+        parts.append(f"<h2>{html.escape(heading)}</h2>{html_table(table)}")
     parts.append(f"<h2>{html.escape(left.title)} | {html.escape(right.title)}: move the slider</h2>")
     parts.append(_html_curtain(left, right))
     parts.append('<h2>Side by side</h2><div class="panels">')
@@ -164,6 +164,11 @@ def html_page(title: str, opening: str, panels: Sequence[Panel], focus_um: NDArr
     parts.append(_html_focus(focus_um))
     parts += [_html_panel(panel) for panel in panels[1:]]
     parts.append("</div><footer>A restored image is an estimate. Not for primary diagnosis.</footer>")
+    return html_document(title, parts)
+
+
+def html_document(title: str, parts: Sequence[str]) -> str:
+    """A whole page in the style of all reports; `parts` are HTML already."""
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
             f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n")
 
@@ -178,7 +183,8 @@ def _frame(corner: tuple[float, float], side: int) -> Rectangle:
     return Rectangle(corner, side, side, fill=False, edgecolor=FRAME, linewidth=1.5)
 
 
-def _html_table(table: Table) -> str:
+def html_table(table: Table) -> str:
+    """A table as HTML; every text is escaped."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
     rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in table.rows)
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"

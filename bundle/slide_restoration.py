@@ -1,9 +1,9 @@
 """Restore an image of any size: blocks of it, tiles of a block, one block of memory.
 
-    image --TileGrid--> tiles --tile restorer--> tiles --BlockBlend--> block --sink--> image
+    image --plan--> kinds of tiles --tile restorer--> tiles --BlockBlend--> block --sink--> image
 
 Blocks only bound the memory. The tiles belong to the image's grid, and each one is told where it lies, so the pixels
-are the same whatever the block size.
+are the same whatever the block size, and whatever blocks an earlier run has finished.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from bundle.conventions import from_uint8, to_uint8
-from bundle.slides.blend import BlockBlend
-from bundle.slides.grid import Box, TileGrid
+from bundle.conventions import to_uint8
+from bundle.slide_plan import Kind, SlidePlan, plan_all
+from bundle.slides.grid import TileGrid
 from bundle.slides.reader import ImageReader
 from bundle.slides.writer import ImageSink
+from bundle.tile_runs import RunTiles, TileFigures, TileResult, TileRuns
 
 if TYPE_CHECKING:
     from bundle.restoration import TileRestorer
@@ -40,9 +41,14 @@ class SlideReport(NamedTuple):
     height: int
     width: int
     tiles: int
-    untouched: float  # share of pixels that left as they came: in focus and skipped
-    mean_defocus_um: float  # mean of |defocus| over the tiles, µm
+    untouched: float  # share of pixels that left as they came: background, or in focus and skipped
+    mean_defocus_um: float  # mean of |defocus| over the tiles that were looked at, µm
     seconds: float
+    kinds: dict[Kind, int]  # tiles of each kind
+
+
+class RestorationStopped(KeyboardInterrupt):
+    """The caller asked to stop; the block that was under way is finished and kept."""
 
 
 class FocusMap(NamedTuple):
@@ -50,24 +56,6 @@ class FocusMap(NamedTuple):
 
     defocus_um: NDArray[np.float32]  # (ceil(H / scale), ceil(W / scale)), µm
     scale: int  # image pixels per value, along each side
-
-
-class TileFigures(NamedTuple):
-    """What is kept of a tile for the report."""
-
-    defocus_um: float
-    untouched: float  # share of its pixels
-
-
-class TileResult(NamedTuple):
-    """A tile on its way into a block, on the CPU."""
-
-    pixels: Tensor  # (channels, h, w) float32
-    figures: TileFigures
-
-
-# Tiles (B, 3, h, w) in [0, 1] and their (row, col), (B, 2) -> results in the same order.
-RunTiles = Callable[[Tensor, Tensor], list[TileResult]]
 
 
 class SlideRestorer:
@@ -101,49 +89,113 @@ class SlideRestorer:
         held = next(itertools.chain(tile_restorer.parameters(), tile_restorer.buffers()), torch.zeros(()))
         self.device = held.device
 
-    def restore(self, reader: ImageReader, sink: ImageSink, progress: Progress | None = None) -> SlideReport:
-        """Restore `reader` into `sink`, block by block; the caller closes both.
+    @property
+    def kept_block_px(self) -> int:
+        """Side of the blocks that `restore` hands to its sink, px."""
+        stride = self.tile_px - self.overlap_px
+        # Block edges on tile starts: a block then shares one row of tiles with the next instead of two.
+        return max(1, self.block_px // stride) * stride
+
+    def grid(self, reader: ImageReader) -> TileGrid:
+        """The tiles of an image."""
+        return TileGrid(*reader.shape, self.tile_px, self.overlap_px)
+
+    def restore(
+        self,
+        reader: ImageReader,
+        sink: ImageSink,
+        progress: Progress | None = None,
+        plan: SlidePlan | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> SlideReport:
+        """Restore `reader` into `sink`, block by block; the caller closes both, `sink` first.
 
         Args:
             reader: the image.
-            sink: takes the restored blocks.
+            sink: takes the restored blocks; those that it holds from an earlier run are not done again.
             progress: called after every tile.
+            plan: what each tile needs; None runs the whole chain everywhere.
+            stopped: asked after every block.
+
+        Raises:
+            RestorationStopped: `stopped` said so; the finished blocks are in the sink.
         """
         started = time.perf_counter()
-        grid = self._grid(reader)
-        stride = self.tile_px - self.overlap_px
-        # Block edges on tile starts: a block then shares one row of tiles with the next instead of two.
-        block_px = max(1, self.block_px // stride) * stride
-        distances: list[float] = []
-        untouched: list[float] = []
-        for block, pixels, figures in self._blocks(reader, grid, block_px, self._run_restorer, 3, progress):
-            sink.write(block.row, block.col, to_uint8(pixels).permute(1, 2, 0).contiguous().numpy())
-            distances += [abs(tile.defocus_um) for tile in figures]
-            untouched += [tile.untouched for tile in figures]
-        seconds = time.perf_counter() - started
-        return SlideReport(*reader.shape, len(grid), float(np.mean(untouched)), float(np.mean(distances)), seconds)
+        grid = self.grid(reader)
+        plan = plan or plan_all(grid)
+        runs = TileRuns(reader, grid, plan, self.kept_block_px, self.batch, self.device, self._run_restorer, 3)
+        blocks = list(grid.blocks(self.kept_block_px))
+        earlier = {block: figures for block in blocks if (figures := sink.resume(block)) is not None}
+        waiting = [block for block in blocks if block not in earlier and not runs.is_copy(block)]
+        count = _Counter(sum(runs.runs(waiting).values()), progress)
+        total = sum(earlier.values(), np.zeros(3))
+        for block in blocks:
+            if block in earlier:
+                continue
+            if runs.is_copy(block):
+                sink.copy(block, reader)
+                total += _summed(runs.own_figures(block))
+                continue
+            pixels, own = runs.block(block, count)
+            figures = _summed(own)
+            image = to_uint8(pixels).permute(1, 2, 0).contiguous().numpy()
+            sink.write(block.row, block.col, image, figures.tolist())
+            total += figures
+            if stopped():
+                raise RestorationStopped
+        looked_at, distance, untouched = total
+        return SlideReport(
+            *reader.shape,
+            len(grid),
+            float(untouched / len(grid)),
+            float(distance / looked_at) if looked_at else math.nan,
+            time.perf_counter() - started,
+            plan.counts(),
+        )
+
+    def runs(self, reader: ImageReader, plan: SlidePlan) -> dict[Kind, int]:
+        """Runs of the network that a plan asks for, by kind; tiles on a block's lower edge run twice."""
+        grid = self.grid(reader)
+        runs = TileRuns(reader, grid, plan, self.kept_block_px, self.batch, self.device, self._run_restorer, 3)
+        return runs.runs(block for block in grid.blocks(self.kept_block_px) if not runs.is_copy(block))
+
+    def seconds_a_tile(self, kind: Kind) -> float:
+        """How long one tile of a kind takes here: the second of two runs on grey."""
+        grey = torch.full((1, 3, self.tile_px, self.tile_px), 0.5, device=self.device)
+        for _ in range(2):
+            started = time.perf_counter()
+            with torch.inference_mode():
+                self._run_restorer(grey, torch.zeros(1, 2, dtype=torch.int64, device=self.device), kind)
+        return time.perf_counter() - started
 
     def focus_map(self, reader: ImageReader, progress: Progress | None = None) -> FocusMap:
         """Signed focus map of the whole image by the defocus estimator alone, feathered like the pixels.
 
         Averaged down by a whole factor so that neither side has more than `FOCUS_MAP_SIDE_PX` values.
         """
-        grid = self._grid(reader)
+        grid = self.grid(reader)
         scale = math.ceil(max(reader.shape) / FOCUS_MAP_SIDE_PX)
         height, width = (math.ceil(side / scale) for side in reader.shape)
         defocus_um = np.empty((height, width), np.float32)
         block_px = max(1, self.block_px // scale) * scale  # no value straddles two blocks
-        for block, pixels, _ in self._blocks(reader, grid, block_px, self._run_estimator, 1, progress):
-            coarse = functional.avg_pool2d(pixels, scale, ceil_mode=True)[0]
+        run: RunTiles = self._run_estimator
+        runs = TileRuns(reader, grid, plan_all(grid), block_px, self.batch, self.device, run, 1)
+        count = _Counter(sum(runs.runs(grid.blocks(block_px)).values()), progress)
+        for block in grid.blocks(block_px):
+            coarse = functional.avg_pool2d(runs.block(block, count)[0], scale, ceil_mode=True)[0]
             row, col = block.row // scale, block.col // scale
             defocus_um[row : row + coarse.shape[0], col : col + coarse.shape[1]] = coarse.numpy()
         return FocusMap(defocus_um, scale)
 
-    def _grid(self, reader: ImageReader) -> TileGrid:
-        return TileGrid(*reader.shape, self.tile_px, self.overlap_px)
-
-    def _run_restorer(self, image: Tensor, location: Tensor) -> list[TileResult]:
-        restoration = self.tile_restorer.restore(image, location)
+    def _run_restorer(self, image: Tensor, location: Tensor, kind: Kind) -> list[TileResult]:
+        network = self.tile_restorer
+        whole = network.stop_after
+        # Mild: P-diffusion has nothing to add. Hopeless: what it adds would be invented.
+        network.stop_after = "p_former" if kind in (Kind.MILD, Kind.HOPELESS) else whole
+        try:
+            restoration = network.restore(image, location)
+        finally:
+            network.stop_after = whole
         distances = restoration.defocus_um.tolist()
         results = []
         for source, restored, distance in zip(image, restoration.restored, distances, strict=True):
@@ -153,58 +205,25 @@ class SlideRestorer:
             results.append(TileResult(pixels, TileFigures(distance, untouched)))
         return results
 
-    def _run_estimator(self, image: Tensor, location: Tensor) -> list[TileResult]:
-        del location  # the estimator draws no noise
+    def _run_estimator(self, image: Tensor, location: Tensor, kind: Kind) -> list[TileResult]:
+        del location, kind  # the estimator draws no noise and has one way
         maps = self.tile_restorer.prompter.estimator.focus_map(image).float().cpu()
         return [TileResult(one.clone(), TileFigures(float(one.mean()), 0.0)) for one in maps]
 
-    def _blocks(
-        self,
-        reader: ImageReader,
-        grid: TileGrid,
-        block_px: int,
-        run: RunTiles,
-        channels: int,
-        progress: Progress | None,
-    ) -> Iterator[tuple[Box, Tensor, list[TileFigures]]]:
-        """Every block with its blended pixels and the figures of the tiles that start in it."""
-        total, done = _tiles_to_run(grid, block_px), 0
-        kept: dict[Box, TileResult] = {}
-        for block in grid.blocks(block_px):
-            tiles = grid.tiles_of(block)
-            fresh = self._run(reader, [tile for tile in tiles if tile not in kept], run)
-            blend, own, next_kept = BlockBlend(grid, block, channels), [], {}
-            for tile in tiles:
-                if tile in kept:
-                    result = kept[tile]
-                else:
-                    result, done = next(fresh), done + 1
-                blend.add(tile, result.pixels)
-                if tile.row >= block.row and tile.col >= block.col:
-                    own.append(result.figures)
-                if tile.right > block.right:
-                    next_kept[tile] = result
-                if progress is not None:
-                    progress(done, total)
-            yield block, blend.result(), own
-            kept = next_kept
 
-    def _run(self, reader: ImageReader, tiles: list[Box], run: RunTiles) -> Iterator[TileResult]:
-        """Results of `tiles`, in their order, `batch` at a time."""
-        for first in range(0, len(tiles), self.batch):
-            batch = tiles[first : first + self.batch]
-            pixels = torch.stack([torch.from_numpy(reader.read(*tile)).permute(2, 0, 1) for tile in batch])
-            location = torch.tensor([(tile.row, tile.col) for tile in batch], device=self.device)
-            with torch.inference_mode():
-                results = run(from_uint8(pixels.contiguous().to(self.device)), location)
-            yield from results
+class _Counter:
+    """Tells `progress` of every tile."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def __call__(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
 
 
-def _tiles_to_run(grid: TileGrid, block_px: int) -> int:
-    """Runs of the network over an image: tiles at the right edge of a block are kept for the next one."""
-    count, kept = 0, set[Box]()
-    for block in grid.blocks(block_px):
-        tiles = grid.tiles_of(block)
-        count += sum(tile not in kept for tile in tiles)
-        kept = {tile for tile in tiles if tile.right > block.right}
-    return count
+def _summed(figures: list[TileFigures]) -> NDArray[np.float64]:
+    """Tiles that were looked at, the sum of their |defocus|, and the sum of the untouched shares."""
+    known = [abs(tile.defocus_um) for tile in figures if not math.isnan(tile.defocus_um)]
+    return np.array([len(known), sum(known), sum(tile.untouched for tile in figures)], np.float64)

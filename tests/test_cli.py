@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 NETWORK = '''
 import os, time
+from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import nn
@@ -52,7 +54,10 @@ class Invert(nn.Module):
         self.stop_after, self.seed, self.skip_in_focus = "p_diffusion", 0, False
 
     def restore(self, image, location):
-        time.sleep(float(os.environ.get("FAKE_SECONDS_A_TILE", "0")))
+        seconds = float(os.environ.get("FAKE_SECONDS_A_TILE", "0"))
+        if seconds:
+            Path(__file__).with_name("began").touch()
+        time.sleep(seconds)
         restored = self.gain * (1 - image) + self.seed / 255
         if self.stop_after == "p_former":
             restored = restored * 0
@@ -231,7 +236,7 @@ def test_bad_input_ends_in_one_sentence_and_no_file(tmp_path: Path, capsys, comm
             ["restore", "a.png", "--output", "out", "--stop-after", "x"],
             "--stop-after must be p_former or p_diffusion, got x",
         ),
-        (["restroe", "a.png"], "the command must be one of restore, focus, simulate, got restroe"),
+        (["restroe", "a.png"], "the command must be one of restore, focus, simulate, doctor, got restroe"),
     ],
 )
 def test_a_wrong_command_line_fails_at_once(
@@ -421,6 +426,71 @@ def test_the_options_reach_the_network(tmp_path: Path, network: list[str], capsy
     np.testing.assert_array_equal(run("tiles", "--tile-px", "64", "--batch", "3"), inverted)
 
 
+def tissue_slide(path: Path) -> Path:
+    """An Aperio slide: glass, then tissue that the stand-in's estimator finds 1.29 µm out of focus."""
+    pixels = np.full((300, 900, 3), 240, np.uint8)
+    pixels[:, 500:] = (90, 5, 40)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    words = "Aperio Image Library v10.0.51\r\n900x300 [0,0 900x300] (64x64) JPEG/RGB Q=90|AppMag = 20|MPP = 0.4990"
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(64, 64), compression="jpeg", description=words,
+                     metadata=None)  # fmt: skip
+    return path
+
+
+def test_a_slide_becomes_an_ome_tiff_that_says_where_it_comes_from(
+    tmp_path: Path, network: list[str], capsys
+) -> None:
+    """The glass is copied, the tissue restored, and nobody can take the result for a scan."""
+    image = tissue_slide(tmp_path / "in" / "a.svs")
+    assert main(["restore", str(image), "--output", str(tmp_path / "out"), "--tile-px", "64", *network]) == 0
+    told = capsys.readouterr().out
+    assert left_in(tmp_path / "out") == ["a.ome.tiff"] and "0 hopeless tiles" in told and "untouched" in told
+    with tifffile.TiffFile(tmp_path / "out" / "a.ome.tiff") as tiff:
+        result, xml = tiff.pages[0].asarray().astype(int), tiff.ome_metadata
+        assert tiff.pages[0].compression == tifffile.COMPRESSION.JPEG
+    assert np.abs(result[:, :380] - 240).max() <= 3
+    # The padding of the source's last JPEG tiles rings 4 px into the image.
+    assert np.abs(result[:280, 600:880] - (165, 250, 215)).max() <= 12
+    assert "not for primary diagnosis" in xml and '<M K="source name">a.svs</M>' in xml
+    assert xml.count("sha256") == 3 and '<M K="mode">adaptive</M>' in xml and '<M K="objective">20</M>' in xml
+    one = tmp_path / "one" / "restored.ome.tif"
+    options = ["--compression", "lzw", "--mode", "coarse", *network]
+    assert main(["restore", str(image), "--output", str(one), *options]) == 0
+    assert left_in(tmp_path / "one") == ["restored.ome.tif"]
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path, network: list[str], capsys) -> None:
+    """Hours and gigabytes should be known before they are spent."""
+    image = tissue_slide(tmp_path / "in" / "a.svs")
+    assert main(["restore", str(image), "--dry-run", "--tile-px", "64", *network]) == 0
+    tiles, cost = capsys.readouterr().out.splitlines()
+    assert re.match(r"a\.svs: [1-9]\d* background, \d+ in focus, \d+ mild, \d+ strong, 0 hopeless tiles$", tiles)
+    assert re.search(r"about \d+\.\d min on cpu, up to .* GB of work .* GB of result, .* GB free", cost)
+    assert left_in(tmp_path / "in") == ["a.svs"]
+
+
+def test_a_slide_of_unknown_pixel_size_needs_mpp(tmp_path: Path, network: list[str], capsys) -> None:
+    """At a scale that nobody knows the whole night would be guesswork."""
+    image = tissue_slide(tmp_path / "in" / "a.svs")
+    image.write_bytes(image.read_bytes().replace(b"MPP = 0.4990", b"XYZ = 0.4990"))
+    assert main(["restore", str(image), "--output", str(tmp_path / "out"), *network]) == 1
+    assert "a slide must say its µm per pixel, a.svs does not: give --mpp." in sentences(capsys.readouterr().err)[0]
+
+
+def test_the_doctor_names_each_gap_and_what_to_do(tmp_path: Path, network: list[str], capsys) -> None:
+    """The first question of every bug report."""
+    assert main(["doctor", *network]) == 0
+    out = capsys.readouterr().out
+    assert "openslide-python: " in out and "not the shipped weights" in out and "takes these weights" in out
+    Path(network[3]).write_text("text")
+    assert main(["doctor", *network]) == 1
+    assert "FAIL  network: weights must be a state dict" in capsys.readouterr().out
+    Path(network[3]).unlink()
+    assert main(["doctor", *network]) == 1
+    assert "model.pt is missing -> take it from the repository" in capsys.readouterr().out
+    assert main(["doctor", "a.png"]) == 2
+
+
 def test_focus_writes_a_picture_and_signed_numbers(tmp_path: Path, network: list[str], capsys) -> None:
     """The numbers must be µm with their sign, at the place where they belong."""
     image = save(tmp_path / "in" / "a.ome.tiff")
@@ -482,23 +552,56 @@ def test_the_process_itself_prints_no_traceback(tmp_path: Path, network: list[st
     assert left_in(tmp_path / "out") == ["a.tif"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_process_leaves_no_half_result(tmp_path: Path, network: list[str], number: int, code: int) -> None:
-    """Ctrl-C in the middle of a slide: neither a result nor a temporary may stay."""
-    image = save(tmp_path / "in" / "a.tif", field(300, 2500))
-    command = [sys.executable, "-m", "bundle.cli", "restore", str(image), "--output", str(tmp_path / "out"), *network]
-    slow = environment(network, FAKE_SECONDS_A_TILE="2")
+def stopped(command: list[str], number: int, seconds_a_tile: str, until: Path, network: list[str]
+            ) -> tuple[int, str]:  # fmt: skip
+    """Exit code and complaints of a command that gets a signal once `until` is there."""
+    slow = environment(network, FAKE_SECONDS_A_TILE=seconds_a_tile)
     # A shell lets its background jobs ignore Ctrl-C, and children inherit that: here it must arrive.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=slow,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     started = time.monotonic()
-    while not (tmp_path / "out").exists() and process.poll() is None and time.monotonic() - started < 120:
-        time.sleep(0.2)
+    while not until.exists() and process.poll() is None and time.monotonic() - started < 120:
+        time.sleep(0.1)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
     assert "Traceback" not in err
+    return process.returncode, err
+
+
+@pytest.mark.parametrize(("name", "number", "code"), [("a.png", signal.SIGINT, 130), ("a.tif", signal.SIGTERM, 143)])
+def test_a_stopped_process_leaves_no_half_result(
+    tmp_path: Path, network: list[str], name: str, number: int, code: int
+) -> None:
+    """Stopped before the first block is done: neither a result nor a temporary may stay."""
+    image = save(tmp_path / "in" / name, field(300, 600))
+    command = [sys.executable, "-m", "bundle.cli", "restore", str(image), "--output", str(tmp_path / "out"), *network]
+    began = Path(network[1]).parent / "began"
+    ended, err = stopped(command, number, "3", began, network)
+    assert ended == code, err
     assert left_in(tmp_path / "out") == []
+
+
+def test_ctrl_c_keeps_the_blocks_of_a_tiff_and_the_same_command_goes_on(
+    tmp_path: Path, network: list[str], capsys
+) -> None:
+    """A slide takes a night: stopping in the evening must not cost the afternoon."""
+    image = save(tmp_path / "in" / "a.tif", field(70, 4100))
+    command = ["restore", str(image), "--output", str(tmp_path / "out"), *network]
+    partial = tmp_path / "out" / "a.tif.partial"
+    ended, err = stopped([sys.executable, "-m", "bundle.cli", *command], signal.SIGINT, "0.1",
+                         partial / "pixels" / "c" / "0" / "0" / "0", network)
+    assert ended == 130 and len(sentences(err)) == 2 and "the same command goes on" in err
+    assert left_in(tmp_path / "out")[0] == "a.tif.partial" and not (tmp_path / "out" / "a.tif").exists()
+    assert main([*command, "--seed", "4"]) == 1
+    assert "unfinished work with another seed" in sentences(capsys.readouterr().err)[0]
+    before = image.read_bytes()
+    image.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert main(command) == 1
+    assert "unfinished work with another source" in sentences(capsys.readouterr().err)[0]
+    image.write_bytes(before)
+    assert main(command) == 0
+    assert left_in(tmp_path / "out") == ["a.tif"]
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "a.tif"), 255 - field(70, 4100))
 
 
 def test_help_comes_at_once() -> None:

@@ -4,6 +4,7 @@ and the order.
 
 import gc
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.slide_restoration import FOCUS_MAP_SIDE_PX, SlideRestorer
+from bundle.slide_plan import Kind, SlidePlan
+from bundle.slide_restoration import FOCUS_MAP_SIDE_PX, RestorationStopped, SlideRestorer
 from bundle.slides.grid import Box, TileGrid
-from bundle.slides.reader import ImageReader
+from bundle.slides.pyramid import Record
+from bundle.slides.reader import ImageReader, SlideFacts
 from bundle.slides.writer import ImageSink
 
 
@@ -39,7 +42,7 @@ class FakeRestorer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.prompter = Prompter()
+        self.prompter, self.stop_after = Prompter(), "p_diffusion"
         self.calls: list[tuple[Tensor, Tensor]] = []
 
     def change(self, image: Tensor, location: Tensor) -> Tensor:
@@ -79,10 +82,10 @@ class Beyond(FakeRestorer):
 
 class MemoryReader(ImageReader):
     def __init__(self, pixels: np.ndarray) -> None:
-        super().__init__(Path("field.png"), pixels.shape[:2], None, None)
+        super().__init__(Path("field.png"), pixels.shape[:2], SlideFacts())
         self.pixels = pixels
 
-    def _read(self, box: Box) -> np.ndarray:
+    def _read(self, box: Box, level: int) -> np.ndarray:
         return self.pixels[box.row : box.bottom, box.col : box.right].copy()
 
     def close(self) -> None:
@@ -91,16 +94,16 @@ class MemoryReader(ImageReader):
 
 class MemorySink(ImageSink):
     def __init__(self, shape: tuple[int, int]) -> None:
-        super().__init__(Path("never-written.png"), shape, None, None, overwrite=False)
+        super().__init__(Path("never-written.png"), shape, Record("field"), overwrite=False)
         self.pixels = np.zeros((*shape, 3), np.uint8)
 
-    def _put(self, box: Box, pixels: np.ndarray) -> None:
+    def _put(self, box: Box, pixels: np.ndarray, figures: Sequence[float]) -> None:
         self.pixels[box.row : box.bottom, box.col : box.right] = pixels
 
     def _encode(self, file: object) -> None:
         pass
 
-    def _release(self) -> None:
+    def _release(self, failed: bool) -> None:
         assert self._missing == 0
 
 
@@ -186,6 +189,96 @@ def test_the_report_counts_every_tile_once_whatever_the_block() -> None:
     assert 0.4 < reports[0].mean_defocus_um < 1 and reports[0].seconds > 0
     changed = SlideRestorer(ByPosition(), 64, 16).restore(MemoryReader(pixels), MemorySink((210, 170)))
     assert changed.untouched < 0.01
+
+
+def kinds_in_columns(pixels: np.ndarray) -> SlidePlan:
+    """Columns of tiles, one kind after the other."""
+    grid = TileGrid(*pixels.shape[:2], 64, 16)
+    row = [list(Kind)[j % len(Kind)] for j in range(len(grid.cols))]
+    kinds = np.array([row] * len(grid.rows), np.uint8)
+    return SlidePlan(kinds, np.where(kinds > Kind.BACKGROUND, 2.5, np.nan).astype(np.float32))
+
+
+class ByStage(FakeRestorer):
+    """Black after the P-former, white after the whole chain."""
+
+    def change(self, image: Tensor, location: Tensor) -> Tensor:
+        return torch.full_like(image, self.stop_after == "p_diffusion")
+
+
+def test_each_kind_of_tile_takes_its_way() -> None:
+    """What is in focus stays as it was bit by bit, mild and hopeless tiles see no P-diffusion."""
+    pixels = field(64, 64 + 48 * 4)  # one row of tiles: background, in focus, mild, strong, hopeless
+    network, sink = ByStage(), MemorySink(pixels.shape[:2])
+    report = SlideRestorer(network, 64, 16, batch=4).restore(
+        MemoryReader(pixels), sink, plan=kinds_in_columns(pixels)
+    )
+    np.testing.assert_array_equal(sink.pixels[:, :96], pixels[:, :96])
+    assert not sink.pixels[:, 112:144].any() and not sink.pixels[:, 208:].any()
+    assert (sink.pixels[:, 160:192] == 255).all()
+    assert [len(images) for images, _ in network.calls] == [1, 1, 1] and network.stop_after == "p_diffusion"
+    assert report.kinds == dict.fromkeys(Kind, 1) and report.untouched == pytest.approx(2 / 5, abs=0.01)
+
+
+def test_a_block_without_work_is_left_to_the_writer() -> None:
+    """Cost must follow the tissue out of focus, not the glass around it."""
+    pixels = field(64, 64 + 48 * 9)
+    plan = kinds_in_columns(pixels)
+    plan.kinds[:] = Kind.BACKGROUND
+    plan.kinds[0, 9] = Kind.STRONG
+    network, sink, copied = FakeRestorer(), MemorySink(pixels.shape[:2]), []
+    sink._copy = lambda box, source: copied.append(box)  # type: ignore[method-assign]
+    SlideRestorer(network, 64, 16, block_px=96).restore(MemoryReader(pixels), sink, plan=plan)
+    assert len(network.calls) == 1 and [box.col for box in copied] == [0, 96, 192, 288]
+
+
+class BatchBound(FakeRestorer):
+    """Rounds otherwise in another batch, as matrix products do, and by the place within it."""
+
+    def change(self, image: Tensor, location: Tensor) -> Tensor:
+        place = torch.arange(1, len(image) + 1).view(-1, 1, 1, 1)
+        return image * 0.5 + (len(image) * 10 + place) / 255
+
+
+class Resuming(MemorySink):
+    """Holds some blocks of an earlier run."""
+
+    def __init__(self, earlier: np.ndarray, done: set[tuple[int, int]]) -> None:
+        super().__init__(earlier.shape[:2])
+        self.earlier, self.done = earlier, done
+
+    def _finished(self, block: Box) -> np.ndarray | None:
+        if (block.row, block.col) not in self.done:
+            return None
+        self.pixels[block.row : block.bottom, block.col : block.right] = self.earlier[
+            block.row : block.bottom, block.col : block.right
+        ]
+        return np.array([1.0, 2.0, 0.0])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_blocks_that_an_earlier_run_finished_change_nothing(seed: int) -> None:
+    """A kill in between must not show, also where the network's last bit depends on its batch."""
+    pixels = field(200, 300)
+    plan = kinds_in_columns(pixels) if seed % 2 else None
+    sink, whole = MemorySink((200, 300)), BatchBound()
+    SlideRestorer(whole, 64, 16, block_px=96, batch=3).restore(MemoryReader(pixels), sink, plan=plan)
+    blocks = list(TileGrid(200, 300, 64, 16).blocks(96))
+    done = {(b.row, b.col) for b in blocks if np.random.default_rng([seed, b.row, b.col]).random() < 0.5}
+    again, network = Resuming(sink.pixels, done), BatchBound()
+    SlideRestorer(network, 64, 16, block_px=96, batch=3).restore(MemoryReader(pixels), again, plan=plan)
+    np.testing.assert_array_equal(again.pixels, sink.pixels)
+    assert done and sum(len(images) for images, _ in network.calls) <= sum(len(images) for images, _ in whole.calls)
+
+
+def test_a_stop_comes_after_the_block_that_is_under_way() -> None:
+    """Ctrl-C must not throw away the minutes of a block."""
+    sink, asked = MemorySink((200, 300)), iter([False, True])
+    with pytest.raises(RestorationStopped):
+        SlideRestorer(FakeRestorer(), 64, 16, block_px=96).restore(
+            MemoryReader(field(200, 300)), sink, stopped=lambda: next(asked)
+        )
+    assert sink._missing == 200 * 300 - 2 * 96 * 96
 
 
 def test_the_focus_map_has_one_value_per_cell_of_a_large_image(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ part: `scanners` of them are drawn once, each an objective with its own aperture
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ class DefocusSimulator:
         na_40x, na_20x, mpp_40x, mpp_20x: apertures and samplings.
         condenser, spherical_waves, phase_ratio: see `Optics`.
         chromatic_share: the focal shift of each channel as a share of the one in `Optics`.
-        full_well, noise_px, sharpening, jpeg_quality: see `Camera`.
+        full_well, noise_px, sharpening, jpeg_quality: see `Camera`; full_well is drawn on a logarithmic scale.
         layer_um: defocus between two layers of the blur.
     """
 
@@ -96,7 +97,8 @@ class DefocusSimulator:
         relief = random_relief_um(sharp.shape[-2], sharp.shape[-1], amplitude, generator)
         distance = position - relief.to(sharp.device)
         clean = self.centre(to_srgb(defocus(to_linear(sharp), distance, table, margin_px=0)))
-        camera = Camera(full_well=_draw(self.full_well, generator), noise_px=_draw(self.noise_px, generator),
+        camera = Camera(full_well=math.exp(_draw([math.log(end) for end in self.full_well], generator)),
+                        noise_px=_draw(self.noise_px, generator),
                         sharpening=_draw(self.sharpening, generator),
                         jpeg_quality=round(_draw(self.jpeg_quality, generator)),
                         chroma_subsampling=_draw((0, 1), generator) < 0.5)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES
+from bundle.slides.reader import DICOM_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, TIFF_SUFFIXES
 
 
 class Job(NamedTuple):
@@ -37,7 +37,7 @@ def plan_jobs(
         members = _images_in(path) if path.is_dir() else [path]
         if not members:
             problems.append(
-                f"a folder must hold images ({', '.join(RASTER_SUFFIXES + TIFF_SUFFIXES)}), {path} has none."
+                f"a folder must hold images ({', '.join(IMAGE_SUFFIXES)}), {path} has none."
             )
         found |= dict.fromkeys(members)
     jobs = [Job(image, results_of(image)) for image in found]
@@ -53,8 +53,27 @@ def plan_jobs(
 
 
 def _images_in(folder: Path) -> list[Path]:
-    members = sorted(folder.iterdir())
-    return [path for path in members if path.suffix.lower() in RASTER_SUFFIXES + TIFF_SUFFIXES and path.is_file()]
+    members = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    dicom = [path for path in members if path.suffix.lower() in DICOM_SUFFIXES]
+    if dicom:
+        from bundle.slides.dicom_reader import one_per_series
+
+        chosen = set(one_per_series(dicom))  # the files of a series are one slide
+        members = [path for path in members if path not in dicom or path in chosen]
+    return members
+
+
+def result_of(image: Path, output: Path) -> Path:
+    """The restored image's name: `output` itself where it names an image, else a file in the folder `output`.
+
+    A result keeps its input's name where that format is written; slides of other formats become OME-TIFF.
+    """
+    written = RASTER_SUFFIXES + TIFF_SUFFIXES
+    if output.suffix.lower() in written and not output.is_dir():
+        return output
+    if image.suffix.lower() in written:
+        return output / image.name
+    return output / f"{image.name.removesuffix(image.suffix)}.ome.tiff"
 
 
 def _problem(job: Job, counts: Counter[Path], overwrite: bool) -> str | None:

@@ -49,6 +49,9 @@ class TileGrid:
         tile_px: side of a tile, positive.
         overlap_px: px shared by neighbouring tiles, 0..tile_px / 2; the last two of a row share more.
 
+    Attributes:
+        rows, cols: where tiles begin, px, rising.
+
     Raises:
         ValueError: a size is not positive or the overlap is out of range.
     """
@@ -64,8 +67,8 @@ class TileGrid:
         self.overlap_px = overlap_px
         self.stride_px = tile_px - overlap_px
         self.tile_height, self.tile_width = min(tile_px, height), min(tile_px, width)
-        self._rows = self._starts(height, tile_px)
-        self._cols = self._starts(width, tile_px)
+        self.rows = self._starts(height, tile_px)
+        self.cols = self._starts(width, tile_px)
 
     def _starts(self, length: int, tile_px: int) -> list[int]:
         if length <= tile_px:
@@ -75,12 +78,23 @@ class TileGrid:
         return [*range(0, length - tile_px, self.stride_px), length - tile_px]
 
     def __len__(self) -> int:
-        return len(self._rows) * len(self._cols)
+        return len(self.rows) * len(self.cols)
 
     @property
     def image(self) -> Box:
         """The whole image."""
         return Box(0, 0, self.height, self.width)
+
+    def place(self, tile: Box) -> tuple[int, int]:
+        """Which row and which column of tiles a tile lies in.
+
+        Raises:
+            ValueError: no tile of this grid starts there.
+        """
+        row, col = bisect_left(self.rows, tile.row), bisect_left(self.cols, tile.col)
+        if self.rows[row : row + 1] != [tile.row] or self.cols[col : col + 1] != [tile.col]:
+            raise ValueError(f"a tile must be one of the grid's, got {tuple(tile)}.")
+        return row, col
 
     def tiles_of(self, block: Box) -> list[Box]:
         """Every tile that touches `block`, row by row.
@@ -90,8 +104,8 @@ class TileGrid:
         """
         if block.overlap(self.image) != block or 0 in (block.height, block.width):
             raise ValueError(f"a block must lie inside the {self.height} x {self.width} px image, got {tuple(block)}.")
-        rows = _touching(self._rows, self.tile_height, block.row, block.bottom)
-        cols = _touching(self._cols, self.tile_width, block.col, block.right)
+        rows = _touching(self.rows, self.tile_height, block.row, block.bottom)
+        cols = _touching(self.cols, self.tile_width, block.col, block.right)
         return [Box(row, col, self.tile_height, self.tile_width) for row in rows for col in cols]
 
     def blocks(self, block_px: int) -> Iterator[Box]:

@@ -1,4 +1,4 @@
-"""TIFF and OME-TIFF, decoded where it is read: a huge tiled image never lies in memory.
+"""TIFF and OME-TIFF with their levels and planes, decoded where it is read: a slide never lies in memory.
 
 A segment is a tile or a strip of the file. Segments are read by position (`pread`), so that a forked process
 does not disturb its parent's place in the file.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
 import xml.etree.ElementTree as ET
 from collections import OrderedDict
@@ -20,7 +21,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from bundle.slides.grid import Box
-from bundle.slides.reader import MAX_PIXELS, ImageError, ImageReader, reason_of
+from bundle.slides.reader import MAX_PIXELS, ImageError, ImageReader, Level, SlideFacts, reason_of, refuse_plane
 
 CACHE_BYTES = 128 * 2**20  # decoded segments kept: a row of strips or tiles of a wide image is read once, not per block
 _RGB, _YCBCR, _JPEG = 2, 6, 7
@@ -30,27 +31,59 @@ _UM_PER_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0
 _PLAUSIBLE_MPP = (0.01, 20.0)
 
 
-class TiffReader(ImageReader):
-    """One RGB plane of a TIFF, at full resolution; levels of a pyramid below it are not read."""
+class _Plane:
+    """Where the segments of one page lie: one level of one focal plane."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, page: tifffile.TiffPage | tifffile.TiffFrame, path: Path) -> None:
+        self.page, key = page, page.keyframe
+        tiled = key.is_tiled
+        self.height, self.width = int(key.imagelength), int(key.imagewidth)
+        self.cell_height = int(key.tilelength if tiled else min(key.rowsperstrip, key.imagelength))
+        self.cell_width = int(key.tilewidth if tiled else key.imagewidth)
+        if self.cell_height * self.cell_width > MAX_PIXELS:
+            size = f"{self.cell_height} x {self.cell_width}"
+            raise ImageError(f"a tile or strip of a TIFF may have up to {MAX_PIXELS} px, {path.name} has {size}.")
+        self.across = -(-self.width // self.cell_width)
+        self.down = -(-self.height // self.cell_height)
+        self.separate = int(key.planarconfig) == 2  # R, G and B lie in segments of their own
+        self.jpeg_tables = key.jpegtables
+
+
+class TiffReader(ImageReader):
+    """One RGB plane of a TIFF with its levels.
+
+    Args:
+        path: the file.
+        plane: of a z-stack, from 0; None where there is only one.
+
+    Attributes:
+        planes: focal planes in the file.
+        spacing_um: between them, None where the file does not say.
+    """
+
+    def __init__(self, path: Path, plane: int | None = None) -> None:
         self._fd = -1
-        self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         self._cached_bytes = 0
         with ExitStack() as undo, _damage_reports() as reports:
             try:
                 self._tiff = undo.enter_context(tifffile.TiffFile(path))
-                self._page = _only_plane(self._tiff, path)
-                _refuse_unless_rgb(self._page, path)
-                _refuse_truncated(self._page, path, reports)
-                profile = self._page.tags.get(34675)
-                size = (int(self._page.imagelength), int(self._page.imagewidth))
-                mpp = read_mpp(self._tiff, self._page, path)
-                super().__init__(path, size, mpp, bytes(profile.value) if profile else None)
-                self._lay_out()
+                self.planes, pages = _pages_of(self._tiff, path, plane)
+                self.spacing_um = read_spacing_um(self._tiff)
+                for page in pages:
+                    _refuse_unless_rgb(page.keyframe, path)
+                    _refuse_truncated(page, path, reports)
+                self._planes = [_Plane(page, path) for page in pages]
+                first, key = self._planes[0], pages[0].keyframe
+                profile = key.tags.get(34675)
+                levels = tuple(Level(held.height, held.width, first.width / held.width) for held in self._planes)
+                mpp = read_mpp(self._tiff, key, path)
+                facts = SlideFacts(mpp, bytes(profile.value) if profile else None, levels,
+                                   objective=_objective(self._tiff.ome_metadata))  # fmt: skip
+                super().__init__(path, (first.height, first.width), facts)
                 self._fd = os.open(path, os.O_RDONLY)
                 undo.callback(self.close)
-                self._segment(0)  # a codec that is missing or a damaged start shows now, not after an hour
+                self._segment(0, 0)  # a codec that is missing or a damaged start shows now, not after an hour
             except (ImageError, PermissionError):
                 raise
             # What a library makes of damaged structures: found by cutting files at many places.
@@ -58,53 +91,42 @@ class TiffReader(ImageReader):
                 raise ImageError(f"{path.name} cannot be opened as TIFF: {reason_of(error)}.") from error
             undo.pop_all()
 
-    def _lay_out(self) -> None:
-        page = self._page
-        tiled = page.is_tiled
-        self._height = int(page.tilelength if tiled else min(page.rowsperstrip, page.imagelength))
-        self._width = int(page.tilewidth if tiled else page.imagewidth)
-        if self._height * self._width > MAX_PIXELS:
-            raise ImageError(
-                f"a tile or strip of a TIFF may have up to {MAX_PIXELS} px, "
-                f"{self.path.name} has {self._height} x {self._width}."
-            )
-        self._across = -(-int(page.imagewidth) // self._width)
-        self._down = -(-int(page.imagelength) // self._height)
-        self._separate = int(page.planarconfig) == 2  # R, G and B lie in segments of their own
-        self._jpeg_tables = page.jpegtables
-
-    def _read(self, box: Box) -> NDArray[np.uint8]:
+    def _read(self, box: Box, level: int) -> NDArray[np.uint8]:
+        held = self._planes[level]
         pixels = np.empty((box.height, box.width, 3), np.uint8)
-        for row in range(box.row // self._height, (box.bottom - 1) // self._height + 1):
-            for col in range(box.col // self._width, (box.right - 1) // self._width + 1):
-                cell = Box(row * self._height, col * self._width, self._height, self._width)
+        for row in range(box.row // held.cell_height, (box.bottom - 1) // held.cell_height + 1):
+            for col in range(box.col // held.cell_width, (box.right - 1) // held.cell_width + 1):
+                cell = Box(row * held.cell_height, col * held.cell_width, held.cell_height, held.cell_width)
                 shared = cell.overlap(box)
                 target, source = shared.within(box), shared.within(cell)
-                index = row * self._across + col
-                if not self._separate:
-                    pixels[target] = self._segment(index)[source]
+                index = row * held.across + col
+                if not held.separate:
+                    pixels[target] = self._segment(level, index)[source]
                     continue
                 for channel in range(3):
-                    plane = self._segment(index + channel * self._across * self._down)
-                    pixels[..., channel][target] = plane[source][..., 0]
+                    part = self._segment(level, index + channel * held.across * held.down)
+                    pixels[..., channel][target] = part[source][..., 0]
         return pixels
 
-    def _segment(self, index: int) -> NDArray[np.uint8]:
+    def _segment(self, level: int, index: int) -> NDArray[np.uint8]:
         """The decoded segment, (rows, cols, 3 or 1); the last strips may be short."""
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
-        count, offset = self._page.databytecounts[index], self._page.dataoffsets[index]
+        place = (level, index)
+        if place in self._cache:
+            self._cache.move_to_end(place)
+            return self._cache[place]
+        held = self._planes[level]
+        count, offset = held.page.databytecounts[index], held.page.dataoffsets[index]
+        key = held.page.keyframe
         try:
             data = os.pread(self._fd, count, offset) if count else None
-            pixels, _, shape = self._page.decode(data, index, jpegtables=self._jpeg_tables)
+            pixels, _, shape = key.decode(data, index, jpegtables=held.jpeg_tables)
         # Every codec raises an error of its own, all of them of these kinds.
         except (ValueError, RuntimeError, ImportError, TypeError, struct.error) as error:
             raise ImageError(f"segment {index} of {self.path.name} cannot be decoded: {reason_of(error)}.") from error
         if pixels is None:  # a segment left out by the writer
-            pixels = np.full(shape, self._page.nodata, np.uint8)
+            pixels = np.full(shape, key.nodata, np.uint8)
         pixels = np.asarray(pixels[0], np.uint8)
-        self._cache[index] = pixels
+        self._cache[place] = pixels
         self._cached_bytes += pixels.nbytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
             self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
@@ -118,17 +140,35 @@ class TiffReader(ImageReader):
         self._tiff.close()
 
 
-def _only_plane(tiff: tifffile.TiffFile, path: Path) -> tifffile.TiffPage:
-    """The one full-size page.
+def _pages_of(
+    tiff: tifffile.TiffFile, path: Path, plane: int | None
+) -> tuple[int, list[tifffile.TiffPage | tifffile.TiffFrame]]:
+    """How many focal planes there are, and the pages of one of them, one a level, finest first.
 
     Raises:
-        ImageError: several images, planes or time points.
+        ImageError: several images, time points or channels, or several planes and none chosen.
     """
-    series = tiff.series
-    if len(series) != 1 or len(series[0].pages) != 1:
-        held = f"{len(series)} images" if len(series) != 1 else f"axes {series[0].axes} of {series[0].shape}"
-        raise ImageError(f"a TIFF must hold a single RGB plane, {path.name} holds {held}: save the plane to restore.")
-    return series[0].keyframe
+    # The label and the macro image carry names of patients: they are no candidates.
+    series = [one for one in tiff.series if not re.search(r"label|macro|overview|thumbnail", one.name, re.IGNORECASE)]
+    if not series:
+        raise ImageError(f"{path.name} is truncated or damaged: it holds no image.")
+    if len(series) != 1:
+        kinds = ", ".join(f"{one.shape} {one.dtype}" for one in series[:3])
+        rule = "a TIFF must hold a single RGB plane, or planes of one size and depth"
+        raise ImageError(f"{rule}, {path.name} holds {len(series)} images: {kinds}.")
+    stack = series[0]
+    planes = len(stack.pages)
+    held = f"axes {stack.axes} of {stack.shape}"
+    refusal = f"a TIFF must hold a single RGB plane, {path.name} holds {held}: save the plane to restore"
+    if any(page is None for page in stack.pages):
+        raise ImageError(f"{path.name} is truncated or damaged: a plane that its metadata names is missing.")
+    if planes > 1 and plane is None:
+        raise ImageError(f"{refusal} or choose one by --plane 0..{planes - 1}.")
+    refuse_plane(path, plane, planes)
+    if planes > 1 and sum(side > 1 for side in stack.shape) != 4:  # planes, rows, columns, colours
+        raise ImageError(f"{refusal}.")
+    levels = [level for level in stack.levels if len(level.pages) == planes]
+    return planes, [level.pages[plane or 0] for level in levels]
 
 
 def _refuse_unless_rgb(page: tifffile.TiffPage, path: Path) -> None:
@@ -150,7 +190,7 @@ def _refuse_unless_rgb(page: tifffile.TiffPage, path: Path) -> None:
         raise ImageError(f"a TIFF must be stored upright (orientation 1), {path.name} has {int(orientation.value)}.")
 
 
-def _refuse_truncated(page: tifffile.TiffPage, path: Path, reports: list[str]) -> None:
+def _refuse_truncated(page: tifffile.TiffPage | tifffile.TiffFrame, path: Path, reports: list[str]) -> None:
     if reports:
         raise ImageError(f"{path.name} is truncated or damaged: {reports[0]}.")
     if not page.dataoffsets or len(page.dataoffsets) != len(page.databytecounts):
@@ -172,13 +212,15 @@ def _damage_reports() -> Iterator[list[str]]:
                 reports.append("a value lies outside the file")
 
     logger, listener = tifffile.logger(), Listener()
-    propagate = logger.propagate
+    propagate, level = logger.propagate, logger.level
     logger.addHandler(listener)
     logger.propagate = False
+    logger.setLevel(logging.ERROR)  # the command line silences the logger: its reports are wanted here all the same
     try:
         yield reports
     finally:
         logger.propagate = propagate
+        logger.setLevel(level)
         logger.removeHandler(listener)
 
 
@@ -197,8 +239,24 @@ def read_mpp(tiff: tifffile.TiffFile, page: tifffile.TiffPage, path: Path) -> fl
     return float(sides[0])
 
 
+def read_spacing_um(tiff: tifffile.TiffFile) -> float | None:
+    """µm between focal planes from the OME metadata or ImageJ's, None where neither says."""
+    spacing = _ome_size_um(tiff.ome_metadata, "Z") if tiff.is_ome else None
+    if spacing is None and tiff.is_imagej and tiff.imagej_metadata:
+        scale = _UM_PER_UNIT.get(str(tiff.imagej_metadata.get("unit")))
+        given = tiff.imagej_metadata.get("spacing")
+        spacing = None if scale is None or given is None else float(given) * scale
+    return spacing if spacing is not None and spacing > 0 else None
+
+
 def _ome_sides(xml: str | None) -> tuple[float, float] | None:
     """Width and height of a pixel in the OME metadata, µm."""
+    width, height = _ome_size_um(xml, "X"), _ome_size_um(xml, "Y")
+    return None if width is None or height is None else (width, height)
+
+
+def _ome_size_um(xml: str | None, axis: str) -> float | None:
+    """Size of a voxel along X, Y or Z in the OME metadata, µm."""
     try:
         root = ET.fromstring(xml or "<none/>")
     except ET.ParseError:
@@ -206,14 +264,15 @@ def _ome_sides(xml: str | None) -> tuple[float, float] | None:
     pixels = next((node for node in root.iter() if node.tag.rpartition("}")[2] == "Pixels"), None)
     if pixels is None:
         return None
-    sides = []
-    for axis in "XY":
-        scale = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        size = pixels.get(f"PhysicalSize{axis}")
-        if scale is None or size is None:
-            return None
-        sides.append(float(size) * scale)
-    return sides[0], sides[1]
+    scale = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+    size = pixels.get(f"PhysicalSize{axis}")
+    return None if scale is None or size is None else float(size) * scale
+
+
+def _objective(xml: str | None) -> float | None:
+    """Nominal magnification of the first objective in the OME metadata, or that of a restored slide's annotation."""
+    found = re.search(r'NominalMagnification="([0-9.]+)"|<M K="objective">([0-9.]+)</M>', xml or "")
+    return float(found.group(1) or found.group(2)) if found else None
 
 
 def _tag_sides(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[float, float] | None:

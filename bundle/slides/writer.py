@@ -1,6 +1,7 @@
 """Results reach the disk whole or not at all: a temporary name, fsync, rename.
 
-PNG is lossless, JPEG quality 95 without chroma subsampling, TIFF and OME-TIFF LZW in tiles with the pixel size.
+PNG is lossless, JPEG quality 95 without chroma subsampling, TIFF and OME-TIFF pyramids of tiles (pyramid.py). A TIFF's
+finished blocks wait in a ledger beside it (ledger.py), so that a killed run can go on.
 """
 
 from __future__ import annotations
@@ -8,9 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,19 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.slides.grid import Box
-from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES
+from bundle.slides.ledger import FIGURES, BlockLedger
+from bundle.slides.pyramid import Encoding, Record, write_pyramid
+from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES, ImageReader
 
-TIFF_TILE_PX = 256
-_BIGTIFF_BYTES = 2**32 - 2**25  # above this a classic TIFF's 32-bit offsets could run out
+BLOCK_PX = 2048
 
 
 @contextmanager
-def replace_when_done(path: Path, overwrite: bool = False) -> Iterator[IO[bytes]]:
+def replace_when_done(path: Path, overwrite: bool = False, wait_in: Path | None = None) -> Iterator[IO[bytes]]:
     """A new file that gets its name only when the body ends without an error; else nothing remains of it.
 
     Args:
         path: the final name; its folder is made if needed.
         overwrite: replace a file of that name.
+        wait_in: folder of the same file system for the unfinished file; None takes that of `path`.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is False.
@@ -40,7 +42,7 @@ def replace_when_done(path: Path, overwrite: bool = False) -> Iterator[IO[bytes]
     _refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not of the tempfile module: its files are readable by their owner alone, and the name keeps that mode.
-    temporary = path.parent / f".mop-{secrets.token_hex(8)}.tmp"
+    temporary = (wait_in or path.parent) / f".mop-{secrets.token_hex(8)}.tmp"
     try:
         with temporary.open("x+b") as file:
             yield file
@@ -98,20 +100,24 @@ class ImageSink(ABC):
     Args:
         path: result, its suffix picks the format.
         shape: (height, width) px.
-        mpp: µm per pixel to record, or None.
-        icc_profile: colour profile to embed, or None.
+        record: what to say beside the pixels.
         overwrite: replace a file of that name.
     """
 
-    def __init__(
-        self, path: Path, shape: tuple[int, int], mpp: float | None, icc_profile: bytes | None, overwrite: bool
-    ) -> None:
+    keeps_work = False  # whether finished blocks survive the process
+
+    def __init__(self, path: Path, shape: tuple[int, int], record: Record, overwrite: bool) -> None:
         _refuse_existing(path, overwrite)
-        self.path, self.shape, self.mpp, self.icc_profile, self.overwrite = path, shape, mpp, icc_profile, overwrite
+        self.path, self.shape, self.record, self.overwrite = path, shape, record, overwrite
         self._missing = shape[0] * shape[1]
 
-    def write(self, row: int, col: int, pixels: NDArray[np.uint8]) -> None:
+    def write(self, row: int, col: int, pixels: NDArray[np.uint8], figures: Sequence[float] = (0.0,) * FIGURES) -> None:
         """Put a block, (height, width, 3) uint8, at (row, col). Blocks must not overlap.
+
+        Args:
+            row, col: px.
+            pixels: of the block.
+            figures: what to remember of the block beside its pixels.
 
         Raises:
             ValueError: the block is not uint8 RGB or reaches outside the image.
@@ -119,22 +125,46 @@ class ImageSink(ABC):
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise ValueError(f"a block must be (h, w, 3) uint8, got {pixels.shape} {pixels.dtype}.")
         box = Box(row, col, pixels.shape[0], pixels.shape[1])
+        self._put(self._counted(box), pixels, figures)
+
+    def copy(self, block: Box, source: ImageReader) -> None:
+        """Let a block be the source's own pixels, read when they are needed; `source` must stay open."""
+        self._copy(self._counted(block), source)
+
+    def resume(self, block: Box) -> NDArray[np.float64] | None:
+        """The figures of a block that an earlier run finished, which then counts as written; else None."""
+        figures = self._finished(block)
+        if figures is not None:
+            self._counted(block)
+        return figures
+
+    def _counted(self, box: Box) -> Box:
         if box.overlap(Box(0, 0, *self.shape)) != box:
             inside = f"{self.shape[0]} x {self.shape[1]} px image"
             raise ValueError(f"a block must lie inside the {inside}, got {tuple(box)}.")
-        self._put(box, pixels)
         self._missing -= box.height * box.width
+        return box
 
     @abstractmethod
-    def _put(self, box: Box, pixels: NDArray[np.uint8]) -> None:
+    def _put(self, box: Box, pixels: NDArray[np.uint8], figures: Sequence[float]) -> None:
         """Keep a block that lies inside the image."""
+
+    def _copy(self, box: Box, source: ImageReader) -> None:
+        self._put(box, source.read(*box), (0.0,) * FIGURES)
+
+    def _finished(self, block: Box) -> NDArray[np.float64] | None:
+        return None
+
+    def _waiting_room(self) -> Path | None:
+        """Where the unfinished file lies, None beside the result."""
+        return None
 
     @abstractmethod
     def _encode(self, file: IO[bytes]) -> None:
         """Write the whole image."""
 
     @abstractmethod
-    def _release(self) -> None:
+    def _release(self, failed: bool) -> None:
         """Give back what holds the blocks."""
 
     def __enter__(self) -> ImageSink:
@@ -143,99 +173,108 @@ class ImageSink(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        failed = True
         try:
             if kind is None:
                 self._finish()
+                failed = False
         finally:
-            self._release()
+            self._release(failed)
 
     def _finish(self) -> None:
         if self._missing:
             raise ValueError(f"every pixel of {self.path.name} must be written once, {self._missing} are left.")
-        with replace_when_done(self.path, self.overwrite) as file:
+        with replace_when_done(self.path, self.overwrite, self._waiting_room()) as file:
             self._encode(file)
 
 
 class RasterSink(ImageSink):
     """PNG or JPEG, held in memory until it is encoded, as its input was."""
 
-    def __init__(
-        self, path: Path, shape: tuple[int, int], mpp: float | None, icc_profile: bytes | None, overwrite: bool
-    ) -> None:
-        super().__init__(path, shape, mpp, icc_profile, overwrite)
+    def __init__(self, path: Path, shape: tuple[int, int], record: Record, overwrite: bool) -> None:
+        super().__init__(path, shape, record, overwrite)
         self._pixels = np.zeros((*shape, 3), np.uint8)
 
-    def _put(self, box: Box, pixels: NDArray[np.uint8]) -> None:
+    def _put(self, box: Box, pixels: NDArray[np.uint8], figures: Sequence[float]) -> None:
         self._pixels[box.row : box.bottom, box.col : box.right] = pixels
 
     def _encode(self, file: IO[bytes]) -> None:
         from PIL import Image
 
         image = Image.fromarray(self._pixels)
-        profile: dict[str, Any] = {"icc_profile": self.icc_profile} if self.icc_profile else {}
+        profile: dict[str, Any] = {"icc_profile": self.record.icc_profile} if self.record.icc_profile else {}
         if self.path.suffix.lower() == ".png":
             image.save(file, "PNG", **profile)
         else:
             image.save(file, "JPEG", quality=95, subsampling=0, **profile)
 
-    def _release(self) -> None:
+    def _release(self, failed: bool) -> None:
         self._pixels = np.zeros((0, 0, 3), np.uint8)
 
 
 class TiffSink(ImageSink):
-    """TIFF or OME-TIFF, encoded row of tiles by row of tiles from a nameless file beside the result.
+    """TIFF or OME-TIFF with levels. Finished blocks wait on the disk; copied ones cost nothing until the end.
 
-    Blocks arrive as squares and a TIFF is written in rows: the raw pixels wait on the disk, not in memory. The
-    file has no name, so that even a killed process leaves nothing behind.
+    Args:
+        path, shape, record, overwrite: see `ImageSink`.
+        encoding: of the tiles.
+        block_px: side of the blocks that will come.
+        job: identifies the work: an unfinished run of the same job is gone on with; None keeps nothing of a failure.
     """
 
-    def __init__(
-        self, path: Path, shape: tuple[int, int], mpp: float | None, icc_profile: bytes | None, overwrite: bool
-    ) -> None:
-        super().__init__(path, shape, mpp, icc_profile, overwrite)
+    def __init__(self, path: Path, shape: tuple[int, int], record: Record, overwrite: bool, encoding: Encoding,
+                 block_px: int, job: Mapping[str, Any] | None) -> None:
+        super().__init__(path, shape, record, overwrite)
+        self.keeps_work = job is not None
+        self.encoding, self.block_px = encoding.checked(), block_px
+        folder = path.parent / f".mop-{secrets.token_hex(8)}.tmp" if job is None else unfinished_of(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._raw = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 (closed by _release)
+        try:
+            self.ledger = BlockLedger(folder, shape, block_px, job or {})
+        except ValueError:
+            if not overwrite:
+                raise
+            shutil.rmtree(folder)
+            self.ledger = BlockLedger(folder, shape, block_px, job or {})
+        self.ledger.lock()
+        self._copied: dict[tuple[int, int], ImageReader] = {}
 
-    def _put(self, box: Box, pixels: NDArray[np.uint8]) -> None:
-        for offset, line in enumerate(pixels):
-            self._raw.seek(((box.row + offset) * self.shape[1] + box.col) * 3)
-            self._raw.write(np.ascontiguousarray(line).data)
+    def _put(self, box: Box, pixels: NDArray[np.uint8], figures: Sequence[float]) -> None:
+        self.ledger.put(box, pixels, figures)
 
-    def _tiles(self) -> Iterator[NDArray[np.uint8]]:
-        height, width = self.shape
-        self._raw.flush()
-        for row in range(0, height, TIFF_TILE_PX):
-            rows = min(TIFF_TILE_PX, height - row)
-            self._raw.seek(row * width * 3)
-            strip = np.frombuffer(self._raw.read(rows * width * 3), np.uint8).reshape(rows, width, 3)
-            for col in range(0, width, TIFF_TILE_PX):
-                tile = strip[:, col : col + TIFF_TILE_PX]
-                missing = (TIFF_TILE_PX - rows, TIFF_TILE_PX - tile.shape[1])
-                # The format wants whole tiles; the padding lies outside the image and no reader shows it.
-                yield np.pad(tile, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+    def _copy(self, box: Box, source: ImageReader) -> None:
+        self._copied[box.row, box.col] = source
+
+    def _finished(self, block: Box) -> NDArray[np.float64] | None:
+        return self.ledger.figures(block) if self.ledger.has(block) else None
+
+    def _waiting_room(self) -> Path | None:
+        return self.ledger.folder  # what a killed run leaves there goes with the ledger
+
+    def _rows(self, row: int, rows: int) -> NDArray[np.uint8]:
+        strip = Box(row, 0, rows, self.shape[1])
+        pixels = np.empty((rows, self.shape[1], 3), np.uint8)
+        for top in range(row // self.block_px * self.block_px, strip.bottom, self.block_px):
+            for left in range(0, self.shape[1], self.block_px):
+                part = Box(top, left, self.block_px, self.block_px).overlap(strip)
+                source = self._copied.get((top, left))
+                pixels[part.within(strip)] = self.ledger.read(part) if source is None else source.read(*part)
+        return pixels
 
     def _encode(self, file: IO[bytes]) -> None:
-        import tifffile
+        write_pyramid(file, self.shape, self._rows, self.encoding, self.record, is_ome_name(self.path),
+                      self.ledger.folder)  # fmt: skip
 
-        ome = is_ome_name(self.path)
-        options: dict[str, Any] = {"metadata": None}
-        if ome:
-            options["metadata"] = {"axes": "YXS", "Name": self.path.name}
-        if self.mpp is not None:
-            options |= {"resolution": (1e4 / self.mpp, 1e4 / self.mpp), "resolutionunit": "CENTIMETER"}
-            if ome:
-                options["metadata"] |= {f"PhysicalSize{axis}": self.mpp for axis in "XY"}
-                options["metadata"] |= {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
-        big = self.shape[0] * self.shape[1] * 3 > _BIGTIFF_BYTES
-        with tifffile.TiffWriter(file, bigtiff=big, ome=ome) as tiff:
-            tiff.write(
-                self._tiles(), shape=(*self.shape, 3), dtype=np.uint8, tile=(TIFF_TILE_PX, TIFF_TILE_PX),
-                photometric="rgb", compression="lzw", predictor=True, iccprofile=self.icc_profile,
-                buffersize=16 * 2**20, software="MoP", **options,
-            )  # fmt: skip
+    def _release(self, failed: bool) -> None:
+        self._copied.clear()
+        if not (failed and self.keeps_work) or self.ledger.empty:
+            self.ledger.remove()
+        self.ledger.release()
 
-    def _release(self) -> None:
-        self._raw.close()
+
+def unfinished_of(path: Path) -> Path:
+    """The folder where unfinished work of a result waits."""
+    return path.parent / f"{path.name}.partial"
 
 
 def is_ome_name(path: Path) -> bool:
@@ -246,19 +285,22 @@ def is_ome_name(path: Path) -> bool:
 def open_sink(
     path: Path,
     shape: tuple[int, int],
-    mpp: float | None = None,
-    icc_profile: bytes | None = None,
+    record: Record | None = None,
     overwrite: bool = False,
+    encoding: Encoding | None = None,
+    block_px: int = BLOCK_PX,
+    job: Mapping[str, Any] | None = None,
 ) -> ImageSink:
-    """The sink for a result's name; see `ImageSink`.
+    """The sink for a result's name; see `ImageSink` and `TiffSink`.
 
     Raises:
         FileExistsError: the file exists and `overwrite` is False.
-        ValueError: the suffix is not one that is written.
+        ValueError: the suffix is not one that is written, or another job's work is unfinished here.
     """
     suffix = path.suffix.lower()
+    record = record or Record(path.name)
     if suffix in TIFF_SUFFIXES:
-        return TiffSink(path, shape, mpp, icc_profile, overwrite)
+        return TiffSink(path, shape, record, overwrite, encoding or Encoding(), block_px, job)
     if suffix in RASTER_SUFFIXES:
-        return RasterSink(path, shape, mpp, icc_profile, overwrite)
+        return RasterSink(path, shape, record, overwrite)
     raise ValueError(f"a result must be {', '.join(RASTER_SUFFIXES + TIFF_SUFFIXES)}, got {path.name}.")

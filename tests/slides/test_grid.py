@@ -41,7 +41,7 @@ def test_every_pixel_is_covered_by_equal_tiles_inside_the_image() -> None:
 def test_neighbouring_tiles_share_at_least_the_overlap() -> None:
     """Without shared pixels there is nothing to feather and a seam shows."""
     for grid in random_grids(60):
-        for starts, length in ((grid._rows, grid.tile_height), (grid._cols, grid.tile_width)):
+        for starts, length in ((grid.rows, grid.tile_height), (grid.cols, grid.tile_width)):
             for left, right in pairwise(starts):
                 assert left < right <= left + length - grid.overlap_px
 

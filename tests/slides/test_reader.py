@@ -231,7 +231,9 @@ def write_bad(path: Path, kind: str) -> None:
         ("a.tif", "tiff cmyk", "4 channels"),
         ("a.tif", "tiff sideways", "stored upright (orientation 1), a.tif has 6"),
         ("a.tif", "tiff oblong", "pixels must be square, a.tif has 0.5 x 0.25 µm"),
-        ("a.svs", "text", "must be .png, .jpg, .jpeg, .tif, .tiff, got a.svs."),
+        ("a.svs", "text", "a.svs cannot be opened as a slide: no format of a scanner that OpenSlide knows."),
+        ("a.dcm", "text", "a.dcm cannot be opened as a DICOM slide"),
+        ("a.bmp", "text", "an image must be .png, .jpg, .jpeg, .tif, .tiff, .svs"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(tmp_path: Path, name: str, kind: str, sentence: str) -> None:

@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from bundle.slides.grid import TileGrid
+from bundle.slides.pyramid import Record
 from bundle.slides.reader import open_image
 from bundle.slides.writer import open_sink, replace_when_done
 
@@ -25,7 +26,9 @@ def write_blocks(path: Path, pixels: np.ndarray, shuffle: bool = True, **options
     blocks = list(TileGrid(height, width).blocks(100))
     if shuffle:
         random.Random(1).shuffle(blocks)
-    with open_sink(path, (height, width), **options) as sink:
+    overwrite = bool(options.pop("overwrite", False))
+    record = Record(path.name, **options)
+    with open_sink(path, (height, width), record, overwrite, block_px=100) as sink:
         for block in blocks:
             sink.write(block.row, block.col, pixels[block.row : block.bottom, block.col : block.right])
 
@@ -71,8 +74,8 @@ def test_an_error_leaves_neither_a_file_nor_a_temporary(tmp_path: Path, name: st
     out.mkdir()
     with pytest.raises(ZeroDivisionError), open_sink(out / name, (64, 64)) as sink:
         sink.write(1 // 0, 0, tissue(32, 64))
-    with pytest.raises(ValueError, match="2048 are left"), open_sink(out / name, (64, 64)) as sink:
-        sink.write(0, 0, tissue(32, 64))
+    with pytest.raises(ValueError, match="3072 are left"), open_sink(out / name, (64, 64), block_px=32) as sink:
+        sink.write(0, 0, tissue(32, 32))
     assert list(out.iterdir()) == []
 
 
@@ -125,7 +128,7 @@ def test_a_large_tiff_is_not_held_in_memory(tmp_path: Path) -> None:
     """Peak memory must follow a row of tiles, not the slide."""
     block = tissue(512, 512) // 16
     tracemalloc.start()
-    with open_sink(tmp_path / "a.tif", (4096, 4096)) as sink:
+    with open_sink(tmp_path / "a.tif", (4096, 4096), block_px=512) as sink:
         for row in range(0, 4096, 512):
             for col in range(0, 4096, 512):
                 sink.write(row, col, block)

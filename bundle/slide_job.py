@@ -1,0 +1,143 @@
+"""One image or slide from its file to its result's file: plan, restore, write, go on after a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from bundle.messages import known_mpp, plan_line, stop_after_block
+from bundle.provenance import job_of, notes_of
+from bundle.slide_plan import Kind, SlidePlan, SlidePlanner
+from bundle.slide_restoration import Progress, SlideReport, SlideRestorer
+from bundle.slides.files import Job
+from bundle.slides.ledger import free_bytes
+from bundle.slides.pyramid import Encoding, Record
+from bundle.slides.reader import DICOM_SUFFIXES, SCANNER_SUFFIXES, ImageError, ImageReader, open_image
+from bundle.slides.writer import TiffSink, open_sink
+
+# Bytes of a result for each raw byte, with its levels, on stained tissue; a guess for --dry-run.
+_SIZE_OF_RESULT = {"lzw": 0.9, "jpeg": 0.2}
+
+
+class Wishes(NamedTuple):
+    """What the user asked for."""
+
+    mode: str = ""  # full, coarse, adaptive, or the default: adaptive for slides, every tile of other images
+    mpp: float | None = None  # µm per pixel, over what the file says
+    plane: int | None = None  # of a z-stack
+    overwrite: bool = False
+    compression: str = ""  # lzw, jpeg, or the default: jpeg where a scanner's format becomes OME-TIFF
+    quality: int = 90
+    subsampling: str = "422"
+
+    def encoding(self, image: Path) -> Encoding:
+        """How the result of an image is compressed."""
+        scanner = image.suffix.lower() in SCANNER_SUFFIXES + DICOM_SUFFIXES
+        return Encoding(self.compression or ("jpeg" if scanner else "lzw"), self.quality, self.subsampling).checked()
+
+
+class Engine(NamedTuple):
+    """What restores, and the files it came from."""
+
+    restorer: SlideRestorer
+    planner: SlidePlanner
+    config: Path
+    weights: Path
+
+
+def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) -> SlideReport:
+    """Restore one image; an unfinished run of the same job is gone on with.
+
+    Raises:
+        ImageError: the image cannot be restored.
+        ValueError: the source or the settings changed since the unfinished run.
+        RestorationStopped: Ctrl-C; the finished blocks are kept.
+    """
+    result = job.results[0]
+    restorer = engine.restorer
+    with open_image(job.image, wishes.plane) as reader:
+        check_pixel_size(reader, wishes.mpp)
+        mpp = known_mpp(reader, wishes.mpp)
+        work = job_of(reader, engine.weights, engine.config, _settings(engine, reader, wishes))
+        record = Record(result.name, mpp, reader.icc_profile, notes_of(work, reader))
+        with open_sink(
+            result, reader.shape, record, wishes.overwrite, wishes.encoding(job.image), restorer.kept_block_px, work
+        ) as sink:
+            kept = sink.ledger.folder / "plan.npz" if isinstance(sink, TiffSink) else None
+            if kept is not None and kept.is_file():
+                plan: SlidePlan | None = SlidePlan.load(kept)
+            else:
+                plan = _plan(engine, reader, wishes)
+                if kept is not None and plan is not None:
+                    plan.save(kept)
+            with stop_after_block(sink.keeps_work) as stopped:
+                return restorer.restore(reader, sink, follow, plan, stopped)
+
+
+def foretell(engine: Engine, job: Job, wishes: Wishes) -> list[str]:
+    """What `restore_image` would do: tiles of each kind, minutes and disk, one line each; nothing is written."""
+    restorer = engine.restorer
+    with open_image(job.image, wishes.plane) as reader:
+        check_pixel_size(reader, wishes.mpp)
+        known_mpp(reader, wishes.mpp)
+        plan = _plan(engine, reader, wishes)
+        grid = restorer.grid(reader)
+        kinds = dict.fromkeys(Kind, 0) | {Kind.STRONG: len(grid)} if plan is None else plan.counts()
+        runs = {Kind.STRONG: len(grid)} if plan is None else restorer.runs(reader, plan)
+        seconds = sum(count * restorer.seconds_a_tile(kind) for kind, count in runs.items() if count)
+        raw = reader.shape[0] * reader.shape[1] * 3
+        changed = sum(runs.values()) / len(grid)
+        work, made = raw * min(1.0, changed), raw * _SIZE_OF_RESULT[wishes.encoding(job.image).compression]
+        free = free_bytes(job.results[0].parent)
+    name = job.image.name
+    return [
+        f"{name}: {plan_line(kinds)}",
+        f"{name}: about {seconds / 60:.1f} min on {restorer.device.type}, up to {_gb(work)} of work beside the result, "
+        f"about {_gb(made)} of result, {_gb(free)} free",
+    ]
+
+
+def plans(reader: ImageReader, wishes: Wishes) -> str:
+    """The mode of an image's plan, empty where every tile gets the whole chain."""
+    return wishes.mode or ("adaptive" if reader.is_slide else "")
+
+
+def _plan(engine: Engine, reader: ImageReader, wishes: Wishes) -> SlidePlan | None:
+    mode = plans(reader, wishes)
+    if not mode:
+        return None
+    restorer = engine.restorer
+    estimator = restorer.tile_restorer.prompter.estimator
+    return engine.planner.plan(reader, restorer.grid(reader), mode, estimator, restorer.device)
+
+
+def check_pixel_size(reader: ImageReader, mpp: float | None) -> None:
+    """Refuse a slide whose pixel size nobody knows.
+
+    Raises:
+        ImageError: neither the slide nor the user says it.
+    """
+    if reader.is_slide and not (mpp or reader.mpp):
+        raise ImageError(f"a slide must say its µm per pixel, {reader.path.name} does not: give --mpp.")
+
+
+def _settings(engine: Engine, reader: ImageReader, wishes: Wishes) -> dict[str, object]:
+    """What decides the pixels beside source and networks. The batch is among it: it may change the last bit."""
+    network, restorer = engine.restorer.tile_restorer, engine.restorer
+    return {
+        "mode": plans(reader, wishes) or "every tile",
+        "stop_after": network.stop_after,
+        "seed": network.seed,
+        "skip_in_focus": network.skip_in_focus,
+        "plane": wishes.plane,
+        "tile_px": restorer.tile_px,
+        "overlap_px": restorer.overlap_px,
+        "batch": restorer.batch,
+        "device": restorer.device.type,
+    }
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.2g} GB" if count < 1e11 else f"{count / 1e9:.0f} GB"
+
+

@@ -1,0 +1,151 @@
+"""What each tile of a slide needs, decided before the restoring networks run.
+
+    slide --tissue--> mask --estimator at every few tiles--> |defocus| --thresholds--> one kind a tile
+
+    background   no tissue                                        copied
+    in_focus     |defocus| <  in_focus_um                         copied
+    mild         |defocus| <  strong_um                           P-former
+    strong       |defocus| <= hopeless_um                         P-former and P-diffusion
+    hopeless     beyond what training saw                         P-former, and counted in the report
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bundle.conventions import from_uint8
+from bundle.slides.grid import Box, TileGrid
+from bundle.slides.reader import ImageReader
+from bundle.slides.tissue import find_tissue
+from bundle.slides.writer import replace_when_done
+
+if TYPE_CHECKING:
+    from bundle.prompts.defocus import DefocusEstimator
+
+MODES = ("full", "coarse", "adaptive")
+
+
+class Kind(IntEnum):
+    """What a tile needs."""
+
+    BACKGROUND = 0
+    IN_FOCUS = 1
+    MILD = 2
+    STRONG = 3
+    HOPELESS = 4
+
+
+COPIED = (Kind.BACKGROUND, Kind.IN_FOCUS)
+
+
+class SlidePlan(NamedTuple):
+    """One kind for every tile of a grid, by tile row and tile column."""
+
+    kinds: NDArray[np.uint8]  # (tile rows, tile columns) of `Kind`
+    defocus_um: NDArray[np.float32]  # signed; NaN where it was not estimated
+
+    def counts(self) -> dict[Kind, int]:
+        """Tiles of each kind."""
+        found = Counter(self.kinds.ravel().tolist())
+        return {kind: found[kind] for kind in Kind}
+
+    def save(self, path: Path) -> None:
+        """Write the plan, whole or not at all."""
+        with replace_when_done(path, overwrite=True) as file:
+            np.savez(file, kinds=self.kinds, defocus_um=self.defocus_um)
+
+    @classmethod
+    def load(cls, path: Path) -> SlidePlan:
+        """A plan that `save` wrote."""
+        with np.load(path) as held:
+            return cls(held["kinds"], held["defocus_um"])
+
+
+def plan_all(grid: TileGrid) -> SlidePlan:
+    """The whole chain on every tile, background too: for fields that were chosen by hand."""
+    shape = (len(grid.rows), len(grid.cols))
+    return SlidePlan(np.full(shape, Kind.STRONG, np.uint8), np.full(shape, np.nan, np.float32))
+
+
+class SlidePlanner:
+    """Sorts the tiles of a slide.
+
+    Args:
+        in_focus_um: below this distance a tile is in focus.
+        strong_um: from this distance on a tile gets the whole chain.
+        hopeless_um: beyond this distance, which training never saw, the whole chain would invent.
+        stride: the estimator looks at every so-manieth tile of a row and a column; the others take the nearest's word.
+
+    Raises:
+        ValueError: the distances do not rise, or the stride is not positive.
+    """
+
+    def __init__(self, in_focus_um: float = 0.4, strong_um: float = 1.2, hopeless_um: float = 5.0, stride: int = 2
+                 ) -> None:  # fmt: skip
+        if not 0 <= in_focus_um <= strong_um <= hopeless_um:
+            distances = f"{in_focus_um}, {strong_um}, {hopeless_um}"
+            raise ValueError(f"0 <= in_focus_um <= strong_um <= hopeless_um must hold, got {distances}.")
+        if stride < 1:
+            raise ValueError(f"stride must be positive, got {stride}.")
+        self.in_focus_um, self.strong_um, self.hopeless_um, self.stride = in_focus_um, strong_um, hopeless_um, stride
+
+    def plan(self, reader: ImageReader, grid: TileGrid, mode: str, estimator: DefocusEstimator,
+             device: torch.device) -> SlidePlan:
+        """The plan of a slide.
+
+        Args:
+            reader: the slide.
+            grid: its tiles.
+            mode: full (tissue gets the whole chain), coarse (tissue gets the P-former) or adaptive (by distance).
+            estimator: D_φ, asked in adaptive mode only.
+            device: of the estimator.
+
+        Raises:
+            ValueError: `mode` is unknown, or the slide has no tissue.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode}.")
+        mask = find_tissue(reader)
+        tissue = np.array(
+            [[mask.touches(Box(row, col, grid.tile_height, grid.tile_width)) for col in grid.cols] for row in grid.rows]
+        )
+        if not tissue.any():
+            raise ValueError(f"a slide must show tissue, none was found in {reader.path.name}: look at it in a viewer.")
+        kinds = np.where(tissue, Kind.MILD if mode == "coarse" else Kind.STRONG, Kind.BACKGROUND).astype(np.uint8)
+        if mode != "adaptive":
+            return SlidePlan(kinds, np.full(tissue.shape, np.nan, np.float32))
+        defocus_um = self._estimated(reader, grid, tissue, estimator, device)
+        steps = np.array([self.in_focus_um, self.strong_um, np.nextafter(self.hopeless_um, np.inf)])
+        by_distance = Kind.IN_FOCUS + np.digitize(np.abs(defocus_um), steps)
+        return SlidePlan(np.where(tissue, by_distance, kinds).astype(np.uint8), defocus_um)
+
+    def _estimated(self, reader: ImageReader, grid: TileGrid, tissue: NDArray[np.bool_], estimator: DefocusEstimator,
+                   device: torch.device) -> NDArray[np.float32]:
+        """Signed defocus of tissue tiles, µm; NaN elsewhere."""
+        probed = np.full(tissue.shape, np.nan, np.float32)
+        for i, row in enumerate(grid.rows):
+            for j, col in enumerate(grid.cols):
+                on_raster = i % self.stride == 0 and j % self.stride == 0
+                if tissue[i, j] and (on_raster or not _seen(tissue, i, j, self.stride)):
+                    pixels = torch.from_numpy(reader.read(row, col, grid.tile_height, grid.tile_width))
+                    image = from_uint8(pixels.permute(2, 0, 1)[None].contiguous().to(device))
+                    with torch.inference_mode():
+                        probed[i, j] = float(estimator.focus_map(image).mean())
+        # Each tile takes the word of the nearest one that was looked at.
+        nearest = ndimage.distance_transform_edt(np.isnan(probed), return_distances=False, return_indices=True)
+        return np.where(tissue, probed[tuple(nearest)], np.float32(np.nan)).astype(np.float32)
+
+
+def _seen(tissue: NDArray[np.bool_], i: int, j: int, stride: int) -> bool:
+    """Whether a tile of the raster within a stride of (i, j) shows tissue: an islet beside it is looked at itself."""
+    rows = range(max(0, i - stride + 1), min(tissue.shape[0], i + stride))
+    cols = range(max(0, j - stride + 1), min(tissue.shape[1], j + stride))
+    return any(tissue[r, c] for r in rows if r % stride == 0 for c in cols if c % stride == 0)
