@@ -10,7 +10,7 @@ DATA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint evaluate train clean
+.PHONY: help install demo test lint evaluate train export clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ evaluate: $(RUNTIME)  ## FIELDS=folder of sharp fields; writes evaluation/
 train: $(RUNTIME)  ## DATA=folder of sharp fields; trains the compact weights, resumes where it stopped
 	@test -n "$(DATA)" || { echo "DATA must name a folder of sharp fields: make train DATA=folder"; exit 1; }
 	$(PY) scripts/train_compact.py --data "$(DATA)" $(ARGS)
+
+export: $(RUNTIME)  ## write models/model.ts, the chain as TorchScript (ARGS="--seed 3"); other formats: docs/exports.md
+	$(PY) -m bundle.cli export --output models/model.ts --overwrite $(ARGS)
 
 clean:  ## remove what make wrote, keep the weights
 	rm -rf $(VENV) demo evaluation .pytest_cache .mypy_cache .ruff_cache

@@ -15,6 +15,7 @@ from fire.decorators import SetParseFn, SetParseFns
 
 from bundle import __version__
 from bundle.arguments import PARSERS, UsageError, as_fire_reads
+from bundle.exporting.command import export
 from bundle.host import keep_large_allocations
 from bundle.messages import Tally, complain, known_mpp, plan_line, progress_bars, result_line, say, sentence
 
@@ -32,6 +33,7 @@ OVERVIEW = """mop: out-of-focus pathology images brought into focus.
     mop prepare  SOURCE --output DATASET           a scanner's focal stacks as a dataset to train on
     mop experiments [RUNS]                         MLflow's pages of the trainings
     mop doctor                                     what this machine has, and what to do about each gap
+    mop export --output FILE                       the network as TorchScript, ONNX, torch.export or TensorRT
 
 IMAGE is a PNG, JPEG, TIFF, OME-TIFF, slide (SVS, NDPI, MRXS, SCN, BIF, Philips) or DICOM slide of any size, 8-bit RGB,
 or a folder of them.
@@ -399,6 +401,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate,
     "prepare": prepare,
     "experiments": experiments,
+    "export": export,
     "doctor": doctor,
 }
 

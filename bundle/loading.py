@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from bundle.restoration import TileRestorer
     from bundle.slide_plan import SlidePlanner
 
-BUNDLE_ROOT = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
+# A wheel carries configs and weights inside the package (setup.py); a checkout and an unpacked bundle beside it.
+BUNDLE_ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 CONFIG = BUNDLE_ROOT / "configs" / "inference.json"
 WEIGHTS = BUNDLE_ROOT / "models" / "model.pt"
 
 
-def load_tile_restorer(config: Path = CONFIG, weights: Path = WEIGHTS, device: str = "cpu") -> TileRestorer:
+def load_tile_restorer(config: Path = CONFIG, weights: Path = WEIGHTS, device: str = "cpu",
+                       overlay: Path | None = None) -> TileRestorer:
     """The network `network_def` of a config with the weights of a file, on a device, in evaluation mode.
 
     Weights are read with `weights_only` and loaded strictly. A config may run code: use those you trust.
@@ -29,6 +32,7 @@ def load_tile_restorer(config: Path = CONFIG, weights: Path = WEIGHTS, device: s
         config: JSON of a MONAI bundle.
         weights: state dict written by `torch.save`.
         device: "cpu" or "cuda".
+        overlay: a second config that overrides the first, such as configs/paper.json.
 
     Raises:
         FileNotFoundError: config or weights are missing.
@@ -39,7 +43,7 @@ def load_tile_restorer(config: Path = CONFIG, weights: Path = WEIGHTS, device: s
         if not path.is_file():
             raise FileNotFoundError(f"the {what} file must exist, {path} does not.")
     read_state(weights)  # a file that is none is told before the network is built
-    network = load_weights(build_network(config, device), weights)
+    network = load_weights(build_network(config, device, overlay), weights)
     restorer: TileRestorer = network.to(device).eval()  # type: ignore[assignment]  # the config's class
     return restorer
 
@@ -56,8 +60,8 @@ def check_device(device: str) -> None:
         raise ValueError("device cuda needs a CUDA build of torch and a GPU, this machine has none: use cpu.")
 
 
-def build_network(config: Path, device: str) -> nn.Module:
-    """The config's `network_def`, with the weights it is born with.
+def build_network(config: Path, device: str, overlay: Path | None = None) -> nn.Module:
+    """The config's `network_def`, with the weights it is born with; `overlay` overrides the config.
 
     Raises:
         ValueError: no JSON, no `network_def`, or it cannot be built.
@@ -66,7 +70,7 @@ def build_network(config: Path, device: str) -> nn.Module:
 
     parser = ConfigParser()
     try:
-        parser.read_config(str(config))
+        parser.read_config([str(config), *([str(overlay)] if overlay else [])])
     except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"a config must be JSON, {config.name} is not: {_line(error)}.") from error
     if not isinstance(parser.get(), dict) or "network_def" not in parser.get():

@@ -11,6 +11,7 @@ Any size goes: tiles are padded by reflection to a multiple of the networks' str
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,7 +82,8 @@ class TileRestorer(nn.Module):
         """
         check_image(image)
         height, width = image.shape[-2:]
-        location = torch.zeros(len(image), 2, dtype=torch.int64, device=image.device) if location is None else location
+        if location is None:
+            location = torch.zeros(image.shape[0], 2, dtype=torch.int64, device=image.device)
         padded = self._padded(image)
         started = time.perf_counter()
         prompts = self.prompter(padded)
@@ -99,6 +101,19 @@ class TileRestorer(nn.Module):
             coarse, restored = (self._sparing(image, x, focus_map) for x in (coarse, restored))
         seconds = {"prompts": prompted - started, "p_former": formed - prompted, "p_diffusion": diffused - formed}
         return Restoration(restored, coarse, focus_map, prompts.defocus_um, prompts.contrast, seconds)
+
+    def restore_given(self, image: Tensor, noise: Sequence[Tensor]) -> Tensor:
+        """The chain as one expression, for exported graphs: nothing is padded, drawn or skipped.
+
+        Args:
+            image: (B, 3, H, W), [0, 1]; H and W are multiples of `stride`.
+            noise: P-diffusion's draws, T of (B, 3, H, W); none stops after the P-former.
+        """
+        if not noise:
+            return self._with_colours_of(image, self.p_former(image, self.prompter.pathology(image)))
+        prompts = self.prompter(image)
+        coarse = self._with_colours_of(image, self.p_former(image, prompts.pathology))
+        return self._with_colours_of(image, self.inferer.sample_with(coarse, self.denoiser, prompts, noise))
 
     def _padded(self, image: Tensor) -> Tensor:
         """Mirrored to the right and below, up to a multiple of the stride."""

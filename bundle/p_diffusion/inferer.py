@@ -5,6 +5,7 @@ Both take the coarse image in [0, 1], as every network here does; [-1, 1] begins
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,15 +51,21 @@ class ResidualShiftInferer(Inferer):
         Returns:
             (B, 3, H, W), around [0, 1], not clipped.
         """
-        height, width = coarse.shape[-2:]
+        steps, (height, width) = self.scheduler.num_train_timesteps, coarse.shape[-2:]
+        noise = [noise_at(location, height, width, seed, draw) for draw in range(steps, 0, -1)]
+        return self.sample_with(coarse, network, prompts, noise)
+
+    def sample_with(self, coarse: Tensor, network: nn.Module, prompts: PromptMixture,
+                    noise: Sequence[Tensor]) -> Tensor:
+        """`sample` with the noise given: T draws (B, 3, H, W), of the start and of every step but the last."""
         y_0 = to_signed(coarse)
         steps = self.scheduler.num_train_timesteps
-        x_t = self.scheduler.start(y_0, noise_at(location, height, width, seed, steps))
+        x_t = self.scheduler.start(y_0, noise[0])
         for t in range(steps, 0, -1):
-            timestep = torch.full((len(coarse),), t, dtype=torch.int64, device=coarse.device)
+            timestep = torch.full((coarse.shape[0],), t, dtype=torch.int64, device=coarse.device)
             x_0_pred = self._predicted(network, x_t, y_0, timestep, prompts)
-            noise = noise_at(location, height, width, seed, t - 1)
-            x_t = self.scheduler.step(x_0_pred, timestep, x_t, noise)
+            drawn = noise[steps + 1 - t] if t > 1 else torch.zeros_like(x_t)
+            x_t = self.scheduler.step(x_0_pred, timestep, x_t, drawn)
         return to_unit(x_t)
 
     def _predicted(self, network: nn.Module, x_t: Tensor, y_0: Tensor, timestep: Tensor,

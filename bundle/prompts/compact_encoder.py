@@ -61,7 +61,7 @@ class CompactEncoder(nn.Module):
         tokens = patches.flatten(2).transpose(1, 2) + position_encoding(rows, columns, self.width, patches)
         if kept is not None:
             tokens = tokens.gather(1, kept[..., None].expand(-1, -1, self.width))
-        tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1)
+        tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], 1)
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)

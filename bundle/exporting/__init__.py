@@ -1,0 +1,1 @@
+"""The chain as a file that runs without this package: TorchScript, ONNX, torch.export, TensorRT."""
