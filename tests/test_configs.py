@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 
 import bundle
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 STAGES = ["train_defocus", "train_prompt", "train_p_former", "train_p_diffusion"]
 TRAINING = ["train_encoder", *STAGES, "train"]
-REQUIRED = [*TRAINING, "inference", "evaluate", "compact", "smoke", "metadata"]
+REQUIRED = [*TRAINING, "inference", "evaluate", "compact", "smoke", "multi_gpu", "mlflow", "metadata"]
 METADATA = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))
 
 # What the schema of 2024-07-25 asks for, in our own words: the file itself is MONAI's and is fetched by its address.
@@ -163,6 +164,42 @@ def test_all_stages_share_the_numbers_of_the_config_that_runs_them_in_order(name
     shared -= {"imports", "initialize", "training"}
     assert len(shared) > 10
     assert {key: stage[key] for key in shared} == {key: whole[key] for key in shared}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_an_overlay_sets_what_the_training_reads(name: str) -> None:
+    """A key that nothing reads leaves every process on the first GPU, silently."""
+    assert set(config("multi_gpu")) - {"_desc_", "finalize"} <= set(config(name))
+    assert "@rank" in json.dumps(config(name)["train"]["loader"])
+
+
+def test_tracking_reaches_the_trainer_of_every_stage() -> None:
+    """MONAI skips a trainer that it does not find, and the night's curve is missing in the morning."""
+    tracking, whole = config("mlflow"), config("train")
+    trainers = {name for name, block in whole.items() if isinstance(block, dict) and "trainer" in block}
+    assert {ids["id"].split("::")[0] for ids in tracking["handlers_id"].values()} == trainers
+    for name in tracking["handlers_id"]:
+        parser = ConfigParser({**whole, **tracking["configs"]})
+        folder = parser.get_parsed_content(f"{name}::folder")
+        block = tracking["handlers_id"][name]["handlers"].split("::")[0]
+        saver = whole[block]["handlers"][-1]
+        assert saver["_target_"].endswith("StageCheckpoint") and ConfigParser(whole).get_parsed_content(
+            f"{block}::handlers::{len(whole[block]['handlers']) - 1}::folder") == folder
+
+
+@pytest.mark.usefixtures("at_root")
+@pytest.mark.parametrize(("stage", "network", "place"), [
+    ("encoder", "compact_encoder", "prompter.encoder"), ("defocus", "estimator", "prompter.estimator"),
+    ("prompt", "restorer", "prompter.restorer"), ("p_former", "p_former", "p_former"),
+    ("p_diffusion", "denoiser", "denoiser")])
+def test_a_stage_starts_from_the_shipped_weights(stage: str, network: str, place: str) -> None:
+    """Fine-tuning from what we ship is the first thing that a laboratory tries."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / f"train_{stage}.json"), str(CONFIGS / "compact.json")])
+    parser.update({"start_weights": "models/model.pt"})
+    started = parser.get_parsed_content(network).state_dict()
+    shipped = torch.load(ROOT / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(value, shipped[f"{place}.{name}"].to(value.dtype)) for name, value in started.items())
 
 
 @pytest.mark.parametrize("part", ["estimator", "restorer", "p_former", "denoiser", "network_def"])

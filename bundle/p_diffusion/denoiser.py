@@ -35,15 +35,17 @@ class Denoiser(nn.Module):
         head_channels: channels of an attention head.
         norm_groups: groups of the normalisations; divides every entry of `channels`.
         use_pathology, use_edges: False replaces the prompt by zeros (ablation).
+        use_defocus: False weights edges by one learned number a channel, not by P_D: P_LE for P_E (ablation).
     """
 
     def __init__(self, channels: Sequence[int] = (128, 256, 256, 512),
                  attention_levels: Sequence[bool] = (False, False, True, True), res_blocks: int = 2,
                  prompt_width: int = 1536, defocus_width: int = 512, fold: int = 4, head_channels: int = 32,
-                 norm_groups: int = 32, use_pathology: bool = True, use_edges: bool = True) -> None:
+                 norm_groups: int = 32, use_pathology: bool = True, use_edges: bool = True,
+                 use_defocus: bool = True) -> None:
         super().__init__()
         width, pixels = channels[0], 3 * fold**2
-        self.use_pathology, self.use_edges = use_pathology, use_edges
+        self.use_pathology, self.use_edges, self.use_defocus = use_pathology, use_edges, use_defocus
         self.stride = fold * 2 ** (len(channels) - 1)  # H and W must be multiples of it
         self.fold, self.unfold = nn.PixelUnshuffle(fold), nn.PixelShuffle(fold)
         self.shallow = nn.Conv2d(2 * pixels, width, 3, padding=1)
@@ -57,7 +59,7 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, y_0: Tensor, timestep: Tensor, pathology: Tensor, edges: Tensor,
                 defocus: Tensor) -> Tensor:
         """x_0_pred, (B, 3, H, W), around [-1, 1]; x_t already scaled by the schedule, timestep (B,) in 1..T."""
-        edge_prompt = self.edge_prompt(edges, defocus)
+        edge_prompt = self.edge_prompt(edges, defocus if self.use_defocus else torch.zeros_like(defocus))
         if not self.use_edges:
             edge_prompt = torch.zeros_like(edge_prompt)
         if not self.use_pathology:

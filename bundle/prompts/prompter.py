@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from bundle.prompts.canny import canny
 from bundle.prompts.defocus import DefocusEstimator
 from bundle.prompts.mixture import PromptMixture
 from bundle.prompts.pathology import PromptRestorer
+
+GATE_PROMPTS = ("defocus", "blurred", "pathology")  # P_D, P_LP, P_P
 
 
 class Prompter(nn.Module):
@@ -40,3 +45,16 @@ class Prompter(nn.Module):
         """P_P alone, (B, N, D): all that the P-former needs."""
         tokens = self.encoder(image)
         return tokens if self.restorer is None else self.restorer(tokens, self.estimator(image).prompt)
+
+    def gate_prompt(self, image: Tensor, names: Sequence[str]) -> Tensor:
+        """What the gates of the P-former are told in the ablation of table 4: pooled prompts side by side, (B, 1, ΣD).
+
+        Raises:
+            ValueError: a name that is none of `GATE_PROMPTS`, or none at all.
+        """
+        if not names or not set(names) <= set(GATE_PROMPTS):
+            raise ValueError(f"gate prompts must be some of {GATE_PROMPTS}, got {tuple(names)}.")
+        estimate, blurred = self.estimator(image), self.encoder(image)
+        restored = blurred if self.restorer is None else self.restorer(blurred, estimate.prompt)
+        pooled = {"defocus": estimate.prompt.mean((2, 3)), "blurred": blurred.mean(1), "pathology": restored.mean(1)}
+        return torch.cat([pooled[name] for name in names], 1)[:, None]

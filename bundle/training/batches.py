@@ -6,7 +6,7 @@ without gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -95,18 +95,29 @@ class PromptBatch:
 
 
 class PFormerBatch:
-    """Stage 3: defocused patch and P_P -> sharp patch."""
+    """Stage 3: defocused patch and P_P -> sharp patch.
 
-    def __init__(self, simulate: DefocusSimulator, prompter: Prompter) -> None:
-        self.simulate, self.prompter = simulate, frozen(prompter)
+    Args:
+        simulate: draws the defocus.
+        prompter: frozen.
+        gate_prompts: what the gates are told, pooled and side by side, instead of P_P (ablation); see `Prompter`.
+    """
+
+    def __init__(self, simulate: DefocusSimulator, prompter: Prompter,
+                 gate_prompts: Sequence[str] | None = None) -> None:
+        self.simulate, self.prompter, self.gate_prompts = simulate, frozen(prompter), gate_prompts
 
     @torch.no_grad()
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
                  **kwargs: Any) -> Prepared:
-        """Inputs and targets (B, 3, H, W), P_P as argument."""
+        """Inputs and targets (B, 3, H, W), P_P (B, N, D) or the gate's prompts (B, 1, ΣD) as argument."""
         self.prompter.to(device)
         drawn = _simulated(self.simulate, batchdata, device)
-        return drawn.image, drawn.label, (self.prompter.pathology(drawn.image),), {}
+        if self.gate_prompts is None:
+            prompt = self.prompter.pathology(drawn.image)
+        else:
+            prompt = self.prompter.gate_prompt(drawn.image, self.gate_prompts)
+        return drawn.image, drawn.label, (prompt,), {}
 
 
 class PDiffusionBatch:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bundle.p_diffusion.denoiser import Denoiser
-from bundle.p_diffusion.inferer import ResidualShiftInferer
+from bundle.p_diffusion.inferer import ResidualShiftInferer, RestoringInferer
 from bundle.p_diffusion.schedule import ResidualShiftScheduler
 from bundle.prompts.mixture import PromptMixture
 
@@ -67,6 +67,24 @@ def test_ablated_prompts_do_not_reach_the_prediction() -> None:
     first = network(x, x, step, mixture.pathology, mixture.edges, mixture.defocus)
     second = network(x, x, step, mixture.pathology + 1, 1 - mixture.edges, mixture.defocus + 1)
     assert torch.equal(first, second)
+
+
+def test_unweighted_edges_do_not_ask_the_defocus_prompt() -> None:
+    """Row P_LE of table 5 is the edges without P_D; row P_E is with it."""
+    mixture, x, step = prompts(1, 16, 24), torch.randn(1, 3, 16, 24), torch.tensor([1])
+    network = tiny(use_defocus=False)
+    first = network(x, x, step, mixture.pathology, mixture.edges, mixture.defocus)
+    assert torch.equal(first, network(x, x, step, mixture.pathology, mixture.edges, mixture.defocus + 1))
+    assert not torch.equal(first, network(x, x, step, mixture.pathology, 1 - mixture.edges, mixture.defocus))
+
+
+def test_validation_restores_without_seeing_the_label() -> None:
+    """A metric of a network that was shown the answer says nothing of what users get."""
+    inferer, mixture = ResidualShiftInferer(ResidualShiftScheduler()), prompts(2, 16, 24)
+    network, coarse = tiny(), torch.rand(2, 3, 16, 24)
+    restored = RestoringInferer(inferer, seed=3)(coarse, network, torch.rand(2, 3, 16, 24), None, None, mixture)
+    expected = inferer.sample(coarse, network, mixture, torch.zeros(2, 2, dtype=torch.int64), seed=3)
+    assert torch.equal(restored, expected)
 
 
 def test_a_perfect_denoiser_recovers_the_truth_in_unit_range() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from bundle.prompts.canny import canny
@@ -36,3 +37,20 @@ def test_the_mixture_holds_what_each_of_its_makers_says() -> None:
     assert torch.equal(mixture.pathology, prompter.restorer(encoder(image), estimate.prompt))
     assert torch.equal(mixture.pathology, prompter.pathology(image))
     assert torch.equal(Prompter(estimator, encoder, None)(image).pathology, encoder(image))
+
+
+def test_the_gates_are_told_the_prompts_that_a_row_of_table_4_names() -> None:
+    """Two rows with the same gates would say that a prompt does not matter."""
+    torch.manual_seed(0)
+    estimator, encoder = DefocusEstimator((1, 1, 1, 1), (8, 8, 8, 8)), CompactEncoder(16, 1, 4)
+    prompter = Prompter(estimator, encoder, PromptRestorer(16, 8, 1, 4)).eval()
+    torch.nn.init.normal_(prompter.restorer.correction.weight)
+    image = torch.rand(2, 3, 64, 96)
+    pooled = {"defocus": estimator(image).prompt.mean((2, 3)), "blurred": encoder(image).mean(1),
+              "pathology": prompter.pathology(image).mean(1)}
+    assert not torch.allclose(pooled["blurred"], pooled["pathology"], atol=1e-3)
+    for names in (["defocus"], ["blurred"], ["pathology"], ["defocus", "blurred"], ["defocus", "pathology"]):
+        told = prompter.gate_prompt(image, names)
+        assert torch.equal(told[:, 0], torch.cat([pooled[name] for name in names], 1))
+    with pytest.raises(ValueError, match="gate prompts must be some of"):
+        prompter.gate_prompt(image, ["edges"])

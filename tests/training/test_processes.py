@@ -71,6 +71,7 @@ def ended(process: BaseProcess) -> int | None:
     return process.exitcode
 
 
+@pytest.mark.slow
 def test_a_training_killed_at_any_moment_ends_with_the_weights_of_an_unbroken_one(
         start: Callable[..., BaseProcess], tmp_path: Path) -> None:
     """kill -9, also in the middle of writing a checkpoint, must cost time and nothing else; P-diffusion has it all."""
@@ -103,6 +104,7 @@ def network_of_two() -> list[dict[str, str]]:
     return [{**address, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_with_the_same_batch(
         start: Callable[..., BaseProcess], tmp_path: Path) -> None:
     """A second GPU must make a training shorter, not different; P-diffusion has averaged weights and frozen prompts."""
