@@ -35,7 +35,7 @@ install: $(RUNTIME)  ## build .venv with what requirements.txt pins
 demo: $(RUNTIME)  ## restore scikit-image's colon section; writes demo/report.html and demo/*.png
 	$(PY) scripts/demo.py $(ARGS)
 
-test: $(DEVELOP)  ## run the tests (ARGS="-k optics" for some of them)
+test: $(DEVELOP)  ## run the tests (ARGS="-k optics" for some of them, ARGS="-m slow" for the slow ones)
 	$(PY) -m pytest $(ARGS)
 
 lint: $(DEVELOP)  ## ruff and mypy

@@ -35,10 +35,10 @@ from bundle.optics.pupil import Optics, gain_profile
 from bundle.optics.registration import register
 
 WINDOW_PX = 128
-APERTURES = (0.4, 0.55, 0.65, 0.75)
+APERTURES = (0.3, 0.4, 0.55, 0.75)
 CONDENSERS = (0.5, 0.7, 1.0)
-PHASE_RATIOS = (-0.3, 0.0, 0.3)
-SPACINGS_UM = (0.4, 0.8, 1.2, 1.6, 2.0, 2.5, 3.0)
+PHASE_RATIOS = (-1.0, -0.6, -0.3, 0.0, 0.3)
+SPACINGS_UM = (0.4, 0.8, 1.2, 1.6, 2.0, 3.0)
 BAND_CYCLES_PER_PX = (0.02, 0.25)
 
 

@@ -130,7 +130,6 @@ def test_an_inference_config_has_every_required_property(name: str, fields: Path
     assert not workflow.check_properties()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("at_root")
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_training_config_has_every_required_property(name: str, tmp_path: Path) -> None:

@@ -119,7 +119,6 @@ def test_wavelets_of_the_rival_are_invertible(section: Tensor) -> None:
     assert torch.allclose(pyramid_fusion(twice), section, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_shifted_noisy_planes_are_registered_and_fused(field: Any) -> None:
     """Stages drift by pixels: shifts to 3 px come back within 0.1 px and cost next to nothing of the target."""
     shifts = np.random.default_rng(0).uniform(-3, 3, (13, 2))
