@@ -12,6 +12,16 @@ class UsageError(ValueError):
     """The command line itself is wrong: exit code 2."""
 
 
+def refuse_unknown(options: dict[str, str]) -> None:
+    """Refuse options that a command does not have.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    if options:
+        raise UsageError(f"options must be those of --help, got --{next(iter(options)).replace('_', '-')}.")
+
+
 def _whole(option: str, low: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not re.fullmatch(r"\d{1,15}", text) or int(text) < low:

@@ -14,10 +14,11 @@ import fire
 from fire.decorators import SetParseFn, SetParseFns
 
 from bundle import __version__
-from bundle.arguments import PARSERS, UsageError, as_fire_reads
+from bundle.arguments import PARSERS, UsageError, as_fire_reads, refuse_unknown
 from bundle.exporting.command import export
 from bundle.host import keep_large_allocations
 from bundle.messages import Tally, complain, known_mpp, plan_line, progress_bars, result_line, say, sentence
+from bundle.preparation.command import prepare
 
 if TYPE_CHECKING:
     from bundle.slide_job import Engine, Wishes
@@ -98,7 +99,7 @@ def restore(
         mop restore slide.svs --output restored.ome.tiff
         mop restore scans/ --output restored --stop-after p_former --skip-in-focus
     """
-    _refuse_unknown(unknown)
+    refuse_unknown(unknown)
     if stop_after not in ("p_former", "p_diffusion"):
         raise UsageError(f"--stop-after must be p_former or p_diffusion, got {stop_after}.")
     from bundle.slide_job import Wishes, check_pixel_size, foretell
@@ -158,7 +159,7 @@ def focus(
     """
     from bundle.focus_files import focus_results
 
-    _refuse_unknown(unknown)
+    refuse_unknown(unknown)
     tally = Tally()
     jobs = _readable(images, output, lambda image: focus_results(image, Path(output)), overwrite, tally)
     if jobs:
@@ -202,7 +203,7 @@ def simulate(
     from bundle.simulation import StackPlan, simulate_image
     from bundle.slides.reader import open_image
 
-    _refuse_unknown(unknown)
+    refuse_unknown(unknown)
     tally = Tally()
     for job in _readable(
         images, output, lambda image: [Path(output) / image.stem.removesuffix(".ome")], overwrite, tally
@@ -229,7 +230,7 @@ def doctor(*images: str, config: str = "", weights: str = "", **unknown: str) ->
         mop doctor
         mop restore slide.svs --output restored.ome.tiff
     """
-    _refuse_unknown(unknown)
+    refuse_unknown(unknown)
     if images:
         raise UsageError(f"doctor takes no images, got {images[0]}.")
     from bundle.doctor import examine
@@ -239,56 +240,6 @@ def doctor(*images: str, config: str = "", weights: str = "", **unknown: str) ->
     for finding in findings:
         say(finding.line)
     if any(finding.fatal for finding in findings):
-        sys.exit(1)
-
-
-@SetParseFns(**PARSERS)
-@SetParseFn(str)
-def prepare(
-    *sources: str,
-    output: str = "",
-    pattern: str = "",
-    spacing_um: float | None = None,
-    mpp: float | None = None,
-    section: str = "",
-    workers: int = 0,
-    **unknown: str,
-) -> None:
-    """Usage: mop prepare SOURCE --output DATASET [options]
-
-    Makes a dataset of a scanner's focal stacks: registered planes, all-in-focus targets, depth maps, 256 px patches
-    with signed distance and contrast, a split 8:1:1 by slide or patient in datalist.json, and report.html. The same
-    command goes on where an earlier one stopped; fields that are there and whose sources did not change are kept.
-
-    SOURCE is a folder (or one file) of: planes as image files (35_32_07.jpg: slide, field, plane; or a folder per
-    slide), multi-page TIFF, OME-TIFF with Z, NIfTI, DICOM slide microscopy, folders of mop simulate. Planes are
-    counted upwards: plane 0 is the lowest position of the stage.
-
-        --output DATASET     folder of the dataset, made if needed
-        --pattern TEXT       how files are named: {slide}, {field}, {plane}, {patient}, as in {slide}/{field}_z{plane}
-        --spacing-um X       between planes, where the source does not say or is wrong
-        --mpp X              µm per pixel, where the source does not say or is wrong
-        --section NAME       all slides into training, validation or testing, instead of 8:1:1
-        --workers N          processes (default: one per core, as far as memory reaches)
-
-    Example:
-        mop prepare scans --output dataset --spacing-um 0.8 --mpp 0.25
-    """
-    from bundle.data.splits import SECTIONS
-    from bundle.host import usable_processes
-    from bundle.preparation.dataset import FIELD_BYTES, Plan, outcome_line, prepare_dataset
-
-    _refuse_unknown(unknown)
-    if len(sources) != 1 or not output:
-        raise UsageError(f"one SOURCE and --output DATASET are needed, got {len(sources)} and {output or 'none'}.")
-    if section and section not in SECTIONS:
-        raise UsageError(f"--section must be one of {', '.join(SECTIONS)}, got {section}.")
-    plan = Plan(Path(sources[0]), Path(output), pattern, spacing_um, mpp, section,
-                workers or usable_processes(FIELD_BYTES))
-    with progress_bars("fields") as follow:
-        outcome = prepare_dataset(plan, say, lambda problem: complain(sentence(ValueError(problem))), follow("fields"))
-    say(outcome_line(outcome, plan.dataset))
-    if outcome.failed:
         sys.exit(1)
 
 
@@ -311,7 +262,7 @@ def experiments(runs: str = "runs", tracking_uri: str = "", port: int = 5000, **
 
     from bundle.training.experiments import refuse_telemetry, show_command, store_of
 
-    _refuse_unknown(unknown)
+    refuse_unknown(unknown)
     command = show_command(tracking_uri or store_of(Path(runs)), port)
     say(f"http://127.0.0.1:{port} by: {' '.join(command)}")
     refuse_telemetry()
@@ -388,11 +339,6 @@ def _focus_one(
         write_focus(focus_map, mpp, job.image.name, job.results, overwrite)
     distance = float(np.abs(focus_map.defocus_um).mean())
     say(f"{job.image.name}: mean |defocus| {distance:.2f} µm, {', '.join(map(str, job.results))}")
-
-
-def _refuse_unknown(unknown: dict[str, str]) -> None:
-    if unknown:
-        raise UsageError(f"options must be those of --help, got --{next(iter(unknown)).replace('_', '-')}.")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "slides": {"conventions"},
     "prompts": {"conventions"},
     "data": {"conventions", "optics", "slides"},  # planes of focal stacks are read as all images are
-    "preparation": {"conventions", "data", "optics", "report", "slides"},
+    # Its command is a part of `cli` with a file of its own, as that of `exporting`: hence arguments, host and messages.
+    "preparation": {"arguments", "conventions", "data", "host", "messages", "optics", "report", "slides"},
     "p_former": {"conventions", "prompts"},
     "p_diffusion": {"conventions", "prompts"},
     "training": {"conventions", "data", "optics", "prompts", "p_former", "p_diffusion", "weights"},

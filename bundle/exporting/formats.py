@@ -122,7 +122,7 @@ def _program(restorer: TileRestorer, part: str) -> torch.export.ExportedProgram:
         shapes["noise"] = {0: batch, 3: height, 4: width}
     side = smallest_side(restorer)
     inputs = example(restorer, 2, side, side + restorer.stride, noise=part == "chain").inputs
-    return torch.export.export(graph.eval(), inputs, dynamic_shapes=shapes, strict=False)
+    return torch.export.export(graph.eval(), inputs, dynamic_shapes=shapes)
 
 
 def _torch_export(restorer: TileRestorer, part: str, embedded: dict[str, bytes]) -> Written:

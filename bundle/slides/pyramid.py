@@ -10,6 +10,7 @@ OpenSlide, cuCIM and libvips look for it: one pointer says both.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -105,7 +106,7 @@ def write_pyramid(file: IO[bytes], shape: tuple[int, int], rows_at: Callable[[in
         try:
             for _ in shapes[1:]:
                 spools.append(_Spool(spool_dir, encoding, pool))
-            for finer, coarser in zip(spools, spools[1:], strict=False):
+            for finer, coarser in itertools.pairwise(spools):
                 finer.coarser = coarser
             big = shape[0] * shape[1] * 3 > _BIGTIFF_BYTES
             with tifffile.TiffWriter(file, bigtiff=big, ome=ome) as tiff:
@@ -241,7 +242,7 @@ def _link_levels(file: IO[bytes]) -> None:
         chain = [first.offset, *levels]
     tag_count = form.byteorder + ("H" if form.tagnosize == 2 else "Q")
     pointer = form.byteorder + ("I" if form.offsetsize == 4 else "Q")
-    for here, following in zip(chain, chain[1:], strict=False):
+    for here, following in itertools.pairwise(chain):
         file.seek(here)
         (tags,) = struct.unpack(tag_count, file.read(form.tagnosize))
         file.seek(here + form.tagnosize + tags * form.tagsize)
