@@ -16,7 +16,7 @@ from torch import Tensor
 from bundle.optics.camera import Camera, record
 from bundle.optics.contrast import contrast_value
 from bundle.optics.focal_stack import GainTable, defocus, random_relief_um, to_linear, to_srgb
-from bundle.optics.pupil import OPTICS_40X, Optics
+from bundle.optics.pupil import OPTICS_20X, OPTICS_40X, Optics
 
 Range = Sequence[float]  # (lowest, highest)
 
@@ -38,6 +38,8 @@ class DefocusSimulator:
     Args:
         margin_px: border of the sharp patches that blurring may look at and that is cut off.
         scanners: objectives drawn for each magnification.
+        standard_share: share of the patches that are seen by the standard objective, `OPTICS_40X` or `OPTICS_20X`,
+            instead of a drawn one.
         seed: of the objectives.
         reach_um: planes lie within ± this of the stage's zero.
         relief_um: amplitude of the tissue's relief within a patch.
@@ -55,15 +57,15 @@ class DefocusSimulator:
                  condenser: Range = (1.0, 1.0), spherical_waves: Range = (-0.1, -0.1), phase_ratio: Range = (0.0, 0.0),
                  chromatic_share: Range = (1.0, 1.0), full_well: Range = (3_000.0, 30_000.0),
                  noise_px: Range = (0.0, 0.0), sharpening: Range = (0.0, 0.0), jpeg_quality: Range = (70, 95),
-                 layer_um: float = 0.4) -> None:
+                 standard_share: float = 0.0, layer_um: float = 0.4) -> None:
         self.margin_px, self.reach_um, self.relief_um, self.focus_bias = margin_px, reach_um, relief_um, focus_bias
         self.full_well, self.noise_px, self.sharpening = full_well, noise_px, sharpening
-        self.jpeg_quality = jpeg_quality
+        self.jpeg_quality, self.standard_share = jpeg_quality, standard_share
         generator = torch.Generator().manual_seed(seed)
         reach = reach_um + relief_um[1] + layer_um
-        self.tables: list[list[GainTable]] = []
-        for na, mpp in ((na_40x, mpp_40x), (na_20x, mpp_20x)):
-            tables = []
+        self.tables: list[list[GainTable]] = []  # of each magnification: the standard objective, then the drawn ones
+        for standard, na, mpp in ((OPTICS_40X, na_40x, mpp_40x), (OPTICS_20X, na_20x, mpp_20x)):
+            tables = [GainTable(standard, reach, grid_px=128, layer_um=layer_um)]
             for _ in range(scanners):
                 share = _draw(chromatic_share, generator)
                 optics = Optics(na=_draw(na, generator), mpp=_draw(mpp, generator),
@@ -90,7 +92,8 @@ class DefocusSimulator:
         """One patch: as recorded, before the camera, and its median signed distance, µm."""
         generator = torch.Generator().manual_seed(seed)
         tables = self.tables[int(mpp >= COARSE_MPP)]
-        table = tables[int(torch.randint(len(tables), (), generator=generator))]
+        drawn = 1 + int(torch.randint(len(tables) - 1, (), generator=generator))
+        table = tables[0 if _draw((0, 1), generator) < self.standard_share else drawn]
         share = _draw((-1, 1), generator)
         position = self.reach_um * abs(share) ** self.focus_bias * (1 if share > 0 else -1)
         amplitude = _draw(self.relief_um, generator)
