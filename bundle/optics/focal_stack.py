@@ -23,6 +23,8 @@ from bundle.conventions import plane_defocus_um, plane_positions_um
 from bundle.optics.pupil import GRID_PX, Optics, gain_profile, on_image_grid
 
 LAYER_UM = 0.2  # defocus between two layers of the blur
+FAINT = 0.05  # detail of a thick specimen that has faded below this in focus is not divided further
+MOST_GAIN = 1.2
 MARGIN_PX = 32  # reflected around an image before blurring: a PSF at ±6 µm reaches about as far
 
 
@@ -45,14 +47,21 @@ class GainTable:
         reach_um: largest distance, either way.
         grid_px: of the pupil.
         layer_um: distance between two layers; also of the blur in `defocus`.
+        thickness_um: of the specimen, rounded to layers: detail fades with the mean over this depth around each
+            distance, compared with the mean around focus, since a sharp tile of a thick specimen has faded so far.
     """
 
-    def __init__(self, optics: Optics, reach_um: float = 8.0, grid_px: int = GRID_PX,
-                 layer_um: float = LAYER_UM) -> None:
+    def __init__(self, optics: Optics, reach_um: float = 8.0, grid_px: int = GRID_PX, layer_um: float = LAYER_UM,
+                 thickness_um: float = 0.0) -> None:
         self.optics, self.layer_um = optics, layer_um
-        self.reach_um = math.ceil(reach_um / layer_um) * layer_um
-        reach_um, steps = self.reach_um, round(2 * self.reach_um / layer_um) + 1
-        self.profiles = gain_profile(optics, torch.linspace(-reach_um, reach_um, steps), grid_px=grid_px)
+        reach, half = math.ceil(reach_um / layer_um), round(thickness_um / 2 / layer_um)
+        self.reach_um = reach * layer_um
+        layers = torch.arange(-reach - half, reach + half + 1)
+        profiles = gain_profile(optics, layers * layer_um, grid_px=grid_px)  # (layers, 3, frequencies)
+        if half:
+            profiles = profiles.unfold(0, 2 * half + 1, 1).mean(-1)
+            profiles = (profiles / profiles[reach].clamp(min=FAINT)).clamp(-MOST_GAIN, MOST_GAIN)
+        self.profiles = profiles
 
     def gains(self, defocus_um: Tensor, height: int, width: int) -> Tensor:
         """Gains at the distances (K,) on the rfft2 grid of an image, (K, 3, height, width // 2 + 1).

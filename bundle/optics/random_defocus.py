@@ -39,7 +39,7 @@ class DefocusSimulator:
         margin_px: border of the sharp patches that blurring may look at and that is cut off.
         scanners: objectives drawn for each magnification.
         standard_share: share of the patches that are seen by the standard objective, `OPTICS_40X` or `OPTICS_20X`,
-            instead of a drawn one.
+            and a thin specimen instead of drawn ones.
         seed: of the objectives.
         reach_um: planes lie within ± this of the stage's zero.
         relief_um: amplitude of the tissue's relief within a patch.
@@ -48,6 +48,7 @@ class DefocusSimulator:
         condenser, spherical_waves, phase_ratio: see `Optics`.
         chromatic_share: the focal shift of each channel as a share of the one in `Optics`.
         full_well, noise_px, sharpening, jpeg_quality: see `Camera`; full_well is drawn on a logarithmic scale.
+        thickness_um: depth over which a drawn objective's blur is averaged: of thick specimens.
         layer_um: defocus between two layers of the blur.
     """
 
@@ -57,7 +58,7 @@ class DefocusSimulator:
                  condenser: Range = (1.0, 1.0), spherical_waves: Range = (-0.1, -0.1), phase_ratio: Range = (0.0, 0.0),
                  chromatic_share: Range = (1.0, 1.0), full_well: Range = (3_000.0, 30_000.0),
                  noise_px: Range = (0.0, 0.0), sharpening: Range = (0.0, 0.0), jpeg_quality: Range = (70, 95),
-                 standard_share: float = 0.0, layer_um: float = 0.4) -> None:
+                 standard_share: float = 0.0, thickness_um: Range = (0.0, 0.0), layer_um: float = 0.4) -> None:
         self.margin_px, self.reach_um, self.relief_um, self.focus_bias = margin_px, reach_um, relief_um, focus_bias
         self.full_well, self.noise_px, self.sharpening = full_well, noise_px, sharpening
         self.jpeg_quality, self.standard_share = jpeg_quality, standard_share
@@ -73,7 +74,8 @@ class DefocusSimulator:
                                 spherical_waves=_draw(spherical_waves, generator),
                                 chromatic_um=tuple(share * shift for shift in OPTICS_40X.chromatic_um),
                                 phase_ratio=_draw(phase_ratio, generator))
-                tables.append(GainTable(optics, reach, grid_px=128, layer_um=layer_um))
+                tables.append(GainTable(optics, reach, grid_px=128, layer_um=layer_um,
+                                        thickness_um=_draw(thickness_um, generator)))
             self.tables.append(tables)
 
     def __call__(self, sharp: Tensor, mpp: Tensor, seeds: Tensor) -> SimulatedPatches:

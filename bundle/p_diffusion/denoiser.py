@@ -7,8 +7,10 @@
     h           h = Conv3x3([x_t, y_0]);  h = h + Conv1x1([h, P_E])     defocus-aware edge fusion
 
 Pixels are folded into channels (pixel-unshuffle), the U-Net is MONAI's, with cross-attention to P_P at its bottom
-levels only. The network's output is added to y_0: its last convolution starts at zero, so an untrained P-diffusion
-returns the coarse image. Source: Cai et al. (MoP), section 3.3, figure 2 (c).
+levels only. The network's output is unfolded and added to y_0; two convolutions at full resolution finish it, because
+nothing else looks across the borders of the folded blocks, and a weave as wide as a block stays. All last convolutions
+start at zero, so an untrained P-diffusion returns the coarse image.
+Source: Cai et al. (MoP), section 3.3, figure 2 (c); the finish is ours.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
 from bundle.prompts.edge import EdgePrompt
+
+FINISH_CHANNELS = 16
 
 
 class Denoiser(nn.Module):
@@ -55,6 +59,10 @@ class Denoiser(nn.Module):
             spatial_dims=2, in_channels=width, out_channels=pixels, num_res_blocks=res_blocks, channels=tuple(channels),
             attention_levels=tuple(attention_levels), norm_num_groups=norm_groups, num_head_channels=head_channels,
             with_conditioning=True, cross_attention_dim=prompt_width)
+        last = nn.Conv2d(FINISH_CHANNELS, 3, 3, padding=1)
+        for weight in last.parameters():
+            nn.init.zeros_(weight)
+        self.finish = nn.Sequential(nn.Conv2d(6, FINISH_CHANNELS, 3, padding=1), nn.GELU(), last)
 
     def forward(self, x_t: Tensor, y_0: Tensor, timestep: Tensor, pathology: Tensor, edges: Tensor,
                 defocus: Tensor) -> Tensor:
@@ -66,4 +74,5 @@ class Denoiser(nn.Module):
             pathology = torch.zeros_like(pathology)
         h = self.shallow(torch.cat([self.fold(x_t), self.fold(y_0)], 1))
         h = h + self.edge_fusion(torch.cat([h, edge_prompt], 1))
-        return y_0 + self.unfold(self.unet(h, timestep, context=pathology))
+        correction = self.unfold(self.unet(h, timestep, context=pathology))
+        return y_0 + correction + self.finish(torch.cat([correction, y_0], 1))

@@ -1,8 +1,8 @@
 """Muon for the kernels that mix channels, Adam for everything else, as one optimizer.
 
 `torch.optim.Muon` orthogonalises the update of a matrix and takes matrices only. A convolution's kernel (out, in, h, w)
-is the matrix (out, in h w); depth-wise kernels, norms, biases and the groups named by `adam_groups` have no such matrix,
-or should not, and get Adam. Learning rates are those of Adam (`match_rms_adamw`).
+is the matrix (out, in h w); depth-wise kernels, norms and biases have no such matrix and get Adam. Learning rates are
+those of Adam (`match_rms_adamw`).
 Source: Jordan 2024 (Muon); Liu et al. 2025 (Muon is scalable for LLM training), for the scale of the update.
 """
 
@@ -25,7 +25,7 @@ class MuonWithAdam(Optimizer):
     """`torch.optim.Muon` and `torch.optim.Adam` behind one step.
 
     Args:
-        params: parameters or groups, as every torch optimizer takes them; a group with `"muon": False` gets Adam alone.
+        params: parameters or groups, as every torch optimizer takes them.
         lr: of groups that name none.
         momentum: of Muon.
 
@@ -34,11 +34,11 @@ class MuonWithAdam(Optimizer):
     """
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "muon": True})
+        super().__init__(params, {"lr": lr})
         self.matrices: list[tuple[nn.Parameter, nn.Parameter]] = []  # (kernel, the same memory as a matrix)
         muon_groups, adam_groups = [], []
         for group in self.param_groups:
-            kernels = [weight for weight in group["params"] if group["muon"] and mixes_channels(weight)]
+            kernels = [weight for weight in group["params"] if mixes_channels(weight)]
             pairs = [(kernel, nn.Parameter(kernel.detach().flatten(1))) for kernel in kernels]
             self.matrices += pairs
             taken = {id(kernel) for kernel in kernels}

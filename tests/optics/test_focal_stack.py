@@ -19,7 +19,7 @@ from bundle.optics.focal_stack import (
     to_linear,
     to_srgb,
 )
-from bundle.optics.pupil import Optics, gain_profile, on_image_grid
+from bundle.optics.pupil import OPTICS_40X, Optics, gain_profile, on_image_grid
 
 
 def sharpness(image: Tensor) -> float:
@@ -134,3 +134,14 @@ def test_defocus_beyond_the_table_is_refused(tile: Tensor, table: GainTable) -> 
     """Clamping would label a plane at 7 µm with the blur of 6."""
     with pytest.raises(ValueError, match=r"within ±6.0 µm"):
         simulate_plane(tile, 7.0, torch.zeros(tile.shape[-2:]), table)
+
+
+def test_a_thick_specimen_fades_more_slowly_and_stays_as_it_is_in_focus() -> None:
+    """A sharp tile that thickness alone would blur teaches a network to sharpen what is in focus."""
+    thin, thick = (GainTable(OPTICS_40X, 4.0, grid_px=64, layer_um=0.4, thickness_um=depth) for depth in (0.0, 4.0))
+    middle = len(thin.profiles) // 2
+    assert len(thick.profiles) == len(thin.profiles)
+    resolved = thin.profiles[middle] > 0.5
+    assert torch.allclose(thick.profiles[middle][resolved], torch.ones(()), atol=1e-6)
+    assert (thick.profiles[middle + 4, 1, 4:8] > thin.profiles[middle + 4, 1, 4:8] + 0.1).all()
+    assert thick.profiles.abs().max() <= 1.2
