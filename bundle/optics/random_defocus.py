@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bundle.optics.camera import Camera, record
 from bundle.optics.contrast import contrast_value
@@ -49,6 +50,8 @@ class DefocusSimulator:
         chromatic_share: the focal shift of each channel as a share of the one in `Optics`.
         full_well, noise_px, sharpening, jpeg_quality: see `Camera`; full_well is drawn on a logarithmic scale.
         thickness_um: depth over which a drawn objective's blur is averaged: of thick specimens.
+        oversampling: camera pixels a pixel of the field, behind a drawn objective; below 1 counts as 1. Many cameras
+            have finer pixels than their optics resolve.
         layer_um: defocus between two layers of the blur.
     """
 
@@ -58,10 +61,11 @@ class DefocusSimulator:
                  condenser: Range = (1.0, 1.0), spherical_waves: Range = (-0.1, -0.1), phase_ratio: Range = (0.0, 0.0),
                  chromatic_share: Range = (1.0, 1.0), full_well: Range = (3_000.0, 30_000.0),
                  noise_px: Range = (0.0, 0.0), sharpening: Range = (0.0, 0.0), jpeg_quality: Range = (70, 95),
-                 standard_share: float = 0.0, thickness_um: Range = (0.0, 0.0), layer_um: float = 0.4) -> None:
+                 standard_share: float = 0.0, thickness_um: Range = (0.0, 0.0),
+                 oversampling: Range = (1.0, 1.0), layer_um: float = 0.4) -> None:
         self.margin_px, self.reach_um, self.relief_um, self.focus_bias = margin_px, reach_um, relief_um, focus_bias
         self.full_well, self.noise_px, self.sharpening = full_well, noise_px, sharpening
-        self.jpeg_quality, self.standard_share = jpeg_quality, standard_share
+        self.jpeg_quality, self.standard_share, self.oversampling = jpeg_quality, standard_share, oversampling
         generator = torch.Generator().manual_seed(seed)
         reach = reach_um + relief_um[1] + layer_um
         self.tables: list[list[GainTable]] = []  # of each magnification: the standard objective, then the drawn ones
@@ -81,33 +85,47 @@ class DefocusSimulator:
     def __call__(self, sharp: Tensor, mpp: Tensor, seeds: Tensor) -> SimulatedPatches:
         """Defocus sharp patches (B, 3, H + 2 margin, W + 2 margin) in [0, 1], mpp (B,), seeds (B,) int64."""
         drawn = [self._defocused(*patch) for patch in zip(sharp, mpp.tolist(), seeds.tolist(), strict=True)]
-        image, clean, position = (torch.stack(values) for values in zip(*drawn, strict=True))
-        label = self.centre(sharp)
-        return SimulatedPatches(image, label, position, contrast_value(clean, label, mpp.to(sharp.device)))
+        image, clean, label, position, pixel_um = (torch.stack(values) for values in zip(*drawn, strict=True))
+        return SimulatedPatches(image, label, position, contrast_value(clean, label, pixel_um))
 
     def centre(self, sharp: Tensor) -> Tensor:
         """What is left of patches (..., H, W) without their margin."""
         margin = self.margin_px
         return sharp[..., margin:sharp.shape[-2] - margin, margin:sharp.shape[-1] - margin]
 
-    def _defocused(self, sharp: Tensor, mpp: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One patch: as recorded, before the camera, and its median signed distance, µm."""
+    def _defocused(self, sharp: Tensor, mpp: float, seed: int) -> tuple[Tensor, ...]:
+        """One patch: as recorded, before the camera, sharp; its median signed distance, µm, and µm per pixel."""
         generator = torch.Generator().manual_seed(seed)
         tables = self.tables[int(mpp >= COARSE_MPP)]
-        drawn = 1 + int(torch.randint(len(tables) - 1, (), generator=generator))
-        table = tables[0 if _draw((0, 1), generator) < self.standard_share else drawn]
+        chosen = 1 + int(torch.randint(len(tables) - 1, (), generator=generator))
+        standard = _draw((0, 1), generator) < self.standard_share
+        table = tables[0 if standard else chosen]
+        scale = math.exp(_draw([math.log(end) for end in self.oversampling], generator))
         share = _draw((-1, 1), generator)
         position = self.reach_um * abs(share) ** self.focus_bias * (1 if share > 0 else -1)
         amplitude = _draw(self.relief_um, generator)
         relief = random_relief_um(sharp.shape[-2], sharp.shape[-1], amplitude, generator)
         distance = position - relief.to(sharp.device)
         clean = self.centre(to_srgb(defocus(to_linear(sharp), distance, table, margin_px=0)))
+        label = self.centre(sharp)
+        if not standard and scale > 1:
+            clean, label, mpp = enlarged(clean, scale), enlarged(label, scale), mpp / scale
         camera = Camera(full_well=math.exp(_draw([math.log(end) for end in self.full_well], generator)),
                         noise_px=_draw(self.noise_px, generator),
                         sharpening=_draw(self.sharpening, generator),
                         jpeg_quality=round(_draw(self.jpeg_quality, generator)),
                         chroma_subsampling=_draw((0, 1), generator) < 0.5)
-        return record(clean, camera, generator), clean, self.centre(distance).median()
+        pixel_um = torch.tensor(mpp, dtype=torch.float32, device=sharp.device)
+        return record(clean, camera, generator), clean, label, self.centre(distance).median(), pixel_um
+
+
+def enlarged(image: Tensor, scale: float) -> Tensor:
+    """The middle of (3, H, W), by bicubic interpolation `scale` times finer, (3, H, W), within [0, 1]."""
+    height, width = image.shape[-2:]
+    rows, columns = min(height, math.ceil(height / scale)), min(width, math.ceil(width / scale))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    middle = image[None, :, top:top + rows, left:left + columns]
+    return functional.interpolate(middle, (height, width), mode="bicubic", align_corners=False)[0].clamp(0, 1)
 
 
 def _draw(limits: Range, generator: torch.Generator) -> float:

@@ -54,3 +54,19 @@ def test_labels_lie_in_their_ranges(patches: SimulatedPatches) -> None:
     assert float(patches.defocus_um.abs().max()) <= 3.2 + 1.0
     assert float(patches.contrast.min()) >= 0 and float(patches.contrast.max()) <= 1
     assert torch.allclose(patches.image * 255, (patches.image * 255).round(), atol=1e-3)
+
+
+def test_an_oversampling_camera_sees_the_same_tissue_larger_and_no_finer_detail() -> None:
+    """Cameras with pixels finer than their optics are common: their blur is wide, their noise is not."""
+    sharp = torch.rand(6, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    mpp, seeds = torch.full((6,), 0.25), torch.arange(6)
+    plain = DefocusSimulator(margin_px=16, scanners=2, reach_um=3.2)(sharp, mpp, seeds)
+    drawn = DefocusSimulator(margin_px=16, scanners=2, reach_um=3.2, oversampling=(2.0, 2.0))(sharp, mpp, seeds)
+    assert drawn.label.shape == plain.label.shape == (6, 3, 64, 96)
+    halved = torch.nn.functional.avg_pool2d(drawn.label, 2)
+    middle = plain.label[..., 16:48, 24:72]
+    assert (halved - middle).abs().mean() < 0.4 * middle.std()
+    spectrum = torch.fft.rfft2(drawn.label[:, :, 8:-8, 8:-8]).abs().mean((0, 1))
+    assert spectrum[24, 40] < 0.05 * spectrum[6, 10]  # beyond and below the field's own finest detail
+    standard = DefocusSimulator(margin_px=16, scanners=2, reach_um=3.2, oversampling=(2.0, 2.0), standard_share=1.0)
+    assert torch.equal(standard(sharp, mpp, seeds).label, plain.label)
