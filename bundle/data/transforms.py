@@ -15,18 +15,22 @@ from bundle.conventions import LABEL, MPP
 class RandCropAtMagnificationd(RandomizableTransform, MapTransform):
     """A random crop, of 40x fields at times as 20x shows them: twice as wide, 2x2 pixels averaged, mpp doubled.
 
+    Other crops are at times shrunk while their mpp is kept: tissue finer than the training fields', so that fine detail
+    in itself does not mean focus.
+
     Args:
         keys: images (3, H, W), uint8.
         size_px: side of the crop that comes out.
         halve_share: share of the crops of fields finer than `finest_mpp` that are shown at half their resolution.
         finest_mpp: µm per pixel from which on a field counts as 20x.
+        shrink_share: share of the other crops that are shrunk, 1 to 2 times.
     """
 
-    def __init__(self, keys: str = LABEL, size_px: int = 320, halve_share: float = 0.25,
-                 finest_mpp: float = 0.36) -> None:
+    def __init__(self, keys: str = LABEL, size_px: int = 320, halve_share: float = 0.25, finest_mpp: float = 0.36,
+                 shrink_share: float = 0.0) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, halve_share)
-        self.size_px, self.finest_mpp = size_px, finest_mpp
+        self.size_px, self.finest_mpp, self.shrink_share = size_px, finest_mpp, shrink_share
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Record with crops (3, size_px, size_px), uint8, and its mpp.
@@ -36,17 +40,22 @@ class RandCropAtMagnificationd(RandomizableTransform, MapTransform):
         """
         record = dict(data)
         self.randomize(None)
+        shrink = self.R.uniform(1, 2) if self.R.rand() < self.shrink_share else 1.0
         for key in self.key_iterator(record):
             image = torch.as_tensor(record[key])
             shortest = min(image.shape[-2:])
             if shortest < self.size_px:
                 raise ValueError(f"fields must be at least {self.size_px} px a side to be cropped, got {shortest} px.")
             halve = self._do_transform and record[MPP] < self.finest_mpp and shortest >= 2 * self.size_px
-            side = self.size_px * (2 if halve else 1)
+            side = 2 * self.size_px if halve else min(shortest, round(self.size_px * shrink))
             row, column = (self.R.randint(length - side + 1) for length in image.shape[-2:])
             crop = image[:, row:row + side, column:column + side]
             if halve:
                 crop = functional.avg_pool2d(crop[None].float(), 2)[0].round().to(torch.uint8)
                 record[MPP] = record[MPP] * 2
+            elif side > self.size_px:
+                size = (self.size_px, self.size_px)
+                crop = functional.interpolate(crop[None].float(), size, mode="bilinear", antialias=True)[0]
+                crop = crop.round().clamp(0, 255).to(torch.uint8)
             record[key] = crop
         return record

@@ -56,6 +56,17 @@ def test_40x_is_at_times_shown_as_20x_and_20x_never_as_10x() -> None:
     assert fine["label"].shape == coarse["label"].shape == (3, 32, 32) and fine["label"].dtype == torch.uint8
 
 
+def test_shrunk_crops_show_more_tissue_at_the_same_scale_and_size() -> None:
+    """Fine tissue that counted as another magnification would be defocused by the wrong objective."""
+    ramp = torch.arange(120, dtype=torch.uint8).expand(3, 90, 120).contiguous()  # one level a pixel
+    crop = RandCropAtMagnificationd("label", size_px=32, halve_share=0.0, shrink_share=1.0)
+    crop.set_random_state(0)
+    drawn = [crop({"label": ramp, "mpp": 0.25}) for _ in range(40)]
+    assert all(record["mpp"] == 0.25 and record["label"].shape == (3, 32, 32) for record in drawn)
+    steps = [float(record["label"][0, 5].float().diff().mean()) for record in drawn]
+    assert 1.0 <= min(steps) < 1.25 and 1.75 < max(steps) <= 2.05
+
+
 def test_a_field_smaller_than_the_crop_is_refused() -> None:
     """Padding would show the networks invented tissue."""
     with pytest.raises(ValueError, match="at least 100 px a side to be cropped, got 90"):
