@@ -97,6 +97,7 @@ def main() -> int:
     context = init_app_context(sys.argv)
     bundle = bundle_folder(context)
     sys.path.insert(0, str(bundle or CHECKOUT))
+    from bundle.messages import complain, sentence
     from bundle.slides.reader import open_image
     from bundle.slides.region import read_region, region_of
 
@@ -106,7 +107,7 @@ def main() -> int:
         with open_image(image) as reader:
             pixels = read_region(reader, region_of(wishes))
     except (ValueError, OSError) as error:
-        print(f"mop: {error}", file=sys.stderr)
+        complain(sentence(error))
         return 1
     MopApp(context, bundle, image, pixels).run()
     logging.info("Restored %s into %s", image, context.output_path)

@@ -1,4 +1,4 @@
-"""MONAI Deploy's operators of MoP: pixels in, the bundle's network, PNG and TIFF out. Between them images are (H, W, 3)."""
+"""MONAI Deploy's operators of MoP: pixels in, the bundle's network, PNG and TIFF out."""
 
 from __future__ import annotations
 
@@ -49,19 +49,17 @@ class RestoreOperator(MonaiBundleInferenceOperator):
     def predict(self, data: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(1, 3, H, W) -> (1, 3, H, W), both in [0, 1]: tiles by the bundle's inferer, windows for TorchScript."""
         image = data.as_tensor() if isinstance(data, MetaTensor) else data
-        if isinstance(self._model_network, torch.nn.Module) and not isinstance(self._model_network,
-                                                                               torch.jit.ScriptModule):
-            restored: torch.Tensor = self._inferer(image, self._model_network)
-            return restored
-        config = self.parser
-        overlap = config["overlap_px"] / config["tile_px"]
-        windows = SlidingWindowInferer(config["tile_px"], 1, overlap, mode="gaussian", padding_mode="reflect")
-        restored = windows(image, self._model_network)
+        infer = self._inferer
+        if isinstance(self._model_network, torch.jit.ScriptModule):
+            tile_px, overlap_px = self.parser["tile_px"], self.parser["overlap_px"]
+            window = [min(tile_px, side) for side in image.shape[-2:]]
+            infer = SlidingWindowInferer(window, 1, overlap_px / tile_px, mode="gaussian")
+        restored: torch.Tensor = infer(image, self._model_network)
         return restored
 
     def _send_output(self, value: Any, name: str, metadata: dict[str, Any], op_output: Any, context: Any) -> None:
-        """(1, 3, H, W) in [0, 1] -> Image of (H, W, 3) uint8."""
-        pixels = to_uint8(torch.as_tensor(value)[0]).permute(1, 2, 0).cpu().numpy()
+        """(3, H, W) in [0, 1] -> Image of (H, W, 3) uint8."""
+        pixels = to_uint8(torch.as_tensor(value)).permute(1, 2, 0).cpu().numpy()
         op_output.emit(Image(np.ascontiguousarray(pixels)), name)
 
 

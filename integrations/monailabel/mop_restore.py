@@ -86,8 +86,11 @@ class RestoreTask(InferTask):
             The result's file, which the server removes when it is sent, and what to say beside it.
 
         Raises:
-            HTTPException: 400, with one sentence: no image, or a parameter is out of range.
+            HTTPException: with one sentence: 404, the datastore has no such image; 400, it is none that can be
+                restored, or a parameter is out of range.
         """
+        if not request["image"]:
+            raise HTTPException(404, "an image must be a file or be in the datastore, it has none so named.")
         try:
             wishes = wishes_of(request)
             with open_image(request["image"]) as reader:

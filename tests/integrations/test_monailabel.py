@@ -77,7 +77,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [str(PYTHON), "-m", "monailabel.main", "start_server", "--app", str(ROOT / "integrations" / "monailabel"),
-         "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), "--conf", "trained", str(folder / "trained.pt")],
+         "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), "--conf", "trained",
+         str(folder / "trained.pt")],
         cwd=folder, env=environment, start_new_session=True, stdout=sys.stderr)
     ready = Server(f"http://127.0.0.1:{port}", folder / "trained.pt")
     try:
