@@ -20,6 +20,7 @@ from mop_restore import RestoreTask
 from mop_train import PairTrainTask
 
 from bundle import __version__
+from bundle.messages import sentence
 
 MODEL = "mop"
 
@@ -48,3 +49,11 @@ class MopApp(MONAILabelApp):
         except MONAILabelException as error:
             raise HTTPException(404, str(error.msg)) from error
         return answer
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """As the server's own; pairs that cannot be learned from are a 400 with its sentence."""
+        try:
+            told: dict[str, Any] = super().train(request)
+        except (ValueError, OSError) as error:
+            raise HTTPException(400, sentence(error)) from error
+        return told

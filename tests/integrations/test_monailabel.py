@@ -144,6 +144,9 @@ def test_training_on_a_pair_changes_what_is_answered(server: Server) -> None:
                          files={"label": ("field.png", encoded(sharp))}, timeout=ANSWER_S)
     assert saved.status_code == 200, saved.text
     request = '{"stop_after": "p_former"}'
+    refused = requests.post(f"{server.url}/train/mop", params={"run_sync": True}, json={"patch_px": 65},
+                            timeout=START_S)
+    assert refused.status_code == 400 and "patch_px must be a multiple of" in refused.json()["detail"]
     before = pixels_of(ask(server, image="field", params=request))
     plan = {"max_epochs": 2, "crops": 4, "patch_px": 64, "batch_size": 2, "learning_rate": 0.001}
     answer = requests.post(f"{server.url}/train/mop", params={"run_sync": True}, json=plan, timeout=START_S)
