@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from bundle.conventions import to_uint8
+from bundle.restoration import TileRestorer
 from bundle.slides.writer import replace_when_done
 
 
@@ -38,8 +39,7 @@ class ReadOperator(Operator):
 class RestoreOperator(MonaiBundleInferenceOperator):
     """The SDK's bundle operator for a network whose output is a picture.
 
-    The stock one drops the first of three channels when it sends, and reads metadata off a tensor that the bundle
-    keeps plain.
+    The stock one sends one channel only, and reads metadata off a tensor that the bundle keeps plain.
     """
 
     def pre_process(self, data: Any, *args: Any, **kwargs: Any) -> Any:
@@ -50,7 +50,7 @@ class RestoreOperator(MonaiBundleInferenceOperator):
         """(1, 3, H, W) -> (1, 3, H, W), both in [0, 1]: tiles by the bundle's inferer, windows for TorchScript."""
         image = data.as_tensor() if isinstance(data, MetaTensor) else data
         infer = self._inferer
-        if isinstance(self._model_network, torch.jit.ScriptModule):
+        if not isinstance(self._model_network, TileRestorer):
             tile_px, overlap_px = self.parser["tile_px"], self.parser["overlap_px"]
             window = [min(tile_px, side) for side in image.shape[-2:]]
             infer = SlidingWindowInferer(window, 1, overlap_px / tile_px, mode="gaussian")
