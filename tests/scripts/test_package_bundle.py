@@ -161,7 +161,8 @@ def test_an_unpacked_bundle_trains_and_evaluates_from_another_folder(unpacked: P
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert list((tmp_path / "runs").rglob("*.pt"))
     ended = run(["-m", "monai.bundle", "run", "evaluating", "--config_file", str(configs / "evaluate.json"), *root,
-                 "--dataset_dir", str(fields), "--output_dir", str(tmp_path / "evaluated")], elsewhere)
+                 "--dataset_dir", str(fields), "--output_dir", str(tmp_path / "evaluated"), "--positions_um", "[1.5]",
+                 "--stop_after", "p_former"], elsewhere)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert list((tmp_path / "evaluated").iterdir())
     assert not list(elsewhere.iterdir())
