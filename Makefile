@@ -7,13 +7,16 @@ RUNTIME := $(VENV)/runtime.stamp
 DEVELOP := $(VENV)/develop.stamp
 FIELDS ?=
 DATA ?=
+STUDIES ?=
 ARGS ?=
+LABEL := .venv-label
+DEPLOY := .venv-deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint evaluate train export clean
+.PHONY: help install demo test lint evaluate train export label deploy test-label test-integrations clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(PY):
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
@@ -53,5 +56,31 @@ train: $(RUNTIME)  ## DATA=folder of sharp fields; trains the compact weights, r
 export: $(RUNTIME)  ## write models/model.ts, the chain as TorchScript (ARGS="--seed 3"); other formats: docs/exports.md
 	$(PY) -m bundle.cli export --output models/model.ts --overwrite $(ARGS)
 
+# MONAI Label and MONAI Deploy ask for packages of their own: each lives in an environment of its own.
+$(LABEL)/ready.stamp: integrations/monailabel/requirements.txt integrations/monailabel/server.txt
+	"$(PYTHON)" -m venv $(LABEL)
+	$(LABEL)/bin/python -m pip install --quiet --disable-pip-version-check -r integrations/monailabel/requirements.txt
+	$(LABEL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r integrations/monailabel/server.txt
+	@touch $@
+
+$(DEPLOY)/ready.stamp: integrations/deploy/requirements.txt
+	"$(PYTHON)" -m venv $(DEPLOY)
+	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check -r integrations/deploy/requirements.txt
+	@touch $@
+
+label: $(LABEL)/ready.stamp  ## STUDIES=folder of images; serves restoration by MONAI Label at http://127.0.0.1:8000
+	@test -n "$(STUDIES)" || { echo "STUDIES must name a folder of images: make label STUDIES=folder"; exit 1; }
+	PYTHONPATH="$(CURDIR)" $(LABEL)/bin/python -m monailabel.main start_server --app "$(CURDIR)/integrations/monailabel" \
+		--studies "$(STUDIES)" --host 127.0.0.1 --port 8000 $(ARGS)
+
+deploy: $(DEPLOY)/ready.stamp  ## build .venv-deploy for integrations/deploy/app.py
+	@echo "$(DEPLOY)/bin/python integrations/deploy/app.py -i IMAGE -o FOLDER"
+
+test-label: $(DEVELOP) $(LABEL)/ready.stamp  ## MONAI Label's real server, asked over HTTP
+	$(PY) -m pytest tests/integrations/test_monailabel.py -m slow $(ARGS)
+
+test-integrations: $(DEVELOP) $(LABEL)/ready.stamp $(DEPLOY)/ready.stamp  ## MONAI Label, MONAI Deploy and MLflow, each by its own program
+	$(PY) -m pytest tests/integrations tests/exporting/test_mlflow_model.py -m "slow or not slow" $(ARGS)
+
 clean:  ## remove what make wrote, keep the weights
-	rm -rf $(VENV) demo evaluation .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL) $(DEPLOY) demo evaluation .pytest_cache .mypy_cache .ruff_cache

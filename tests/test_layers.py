@@ -39,8 +39,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "slide_job": {"loading", "messages", "provenance", "slide_plan", "slide_restoration", "slides"},
     "messages": {"slide_plan", "slide_restoration", "slides"},
     "image_restorer": {"conventions", "field_restoration", "loading", "restoration", "slides"},
-    # Its command is a part of `cli` with a file of its own: hence arguments, loading and messages.
-    "exporting": {"arguments", "conventions", "loading", "messages", "p_former", "restoration", "slides"},
+    # Its command is a part of `cli` with a file of its own: hence arguments, loading and messages. The MLflow model
+    # serves pictures as scripts restore them: hence image_restorer.
+    "exporting": {
+        "arguments", "conventions", "image_restorer", "loading", "messages", "p_former", "restoration", "slides",
+    },
     "simulation": {"conventions", "optics", "slides"},
     "focus_files": {"report", "slide_restoration", "slides"},
     "evaluation": {

@@ -27,15 +27,17 @@ def export(
 ) -> None:
     """Usage: mop export --output FILE [options]
 
-    Writes the network as one file that runs without this package, after checking that it computes the same.
+    Writes the network as one file that runs without this package, after checking that it computes the same; or as an
+    MLflow model, a folder that `mlflow models serve` answers pictures with.
 
-        --output FILE      the file, such as models/model.ts
-        --format NAME      torchscript (default), onnx, torch_export or tensorrt (needs a GPU)
+        --output FILE      the file, such as models/model.ts; of mlflow the folder
+        --format NAME      torchscript (default), onnx, torch_export, tensorrt (needs a GPU) or mlflow
         --part NAME        chain (default) or p_former (the coarse stage with the prompts that it needs)
         --preset NAME      compact (default) or paper; paper needs --weights
         --config FILE      another configs/inference.json
         --weights FILE     another models/model.pt
-        --seed N           of the noise inside a torchscript chain (default 0); elsewhere noise is an input
+        --seed N           of the noise inside a torchscript chain (default 0), or where a request to the MLflow model
+                           gives none; elsewhere noise is an input
         --device NAME      cpu (default) or cuda; a torchscript file stays on its device
         --overwrite        replace an earlier file
 
@@ -49,7 +51,7 @@ def export(
         raise UsageError(f"export takes the options of --help only, got {stray}.")
     if not output:
         raise UsageError("--output FILE is needed, none was given.")
-    for option, value, known in (("--format", format, ("torchscript", "onnx", "torch_export", "tensorrt")),
+    for option, value, known in (("--format", format, ("torchscript", "onnx", "torch_export", "tensorrt", "mlflow")),
                                  ("--part", part, ("chain", "p_former")), ("--preset", preset, ("compact", "paper"))):
         if value not in known:
             raise UsageError(f"{option} must be one of {', '.join(known)}, got {value}.")
@@ -63,6 +65,14 @@ def export(
 
     base = Path(config or CONFIG)
     overlay = None if preset == "compact" else CONFIG.parent / "paper.json"
+    if format == "mlflow":
+        from bundle.exporting.mlflow_model import model_parts, save_model
+
+        stop_after = "p_diffusion" if part == "chain" else "p_former"
+        parts = model_parts(base, Path(weights or WEIGHTS), overlay, device, seed, stop_after)
+        size_mb = save_model(Path(output), parts, overwrite)
+        say(f"{output}: {part} as an MLflow model, {size_mb:.1f} MB")
+        return
     restorer = load_tile_restorer(base, Path(weights or WEIGHTS), device, overlay)
     restorer.seed = seed
     configs = [base, *([overlay] if overlay else []), CONFIG.parent / "metadata.json"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,10 +105,13 @@ def _torchscript(restorer: TileRestorer, part: str, embedded: dict[str, bytes]) 
     graph = torch.jit.trace(TileGraph(restorer).eval(), inputs, check_trace=False)
     metadata = json.loads(embedded["metadata.json"]) if "metadata.json" in embedded else {}
     others = {name: content for name, content in embedded.items() if name != "metadata.json"}
-    file = io.BytesIO()
-    save_net_with_metadata(graph, file, include_config_vals=False, meta_values={**metadata, "exported_part": part},
-                           more_extra_files=others)
-    return Written(file.getvalue(), torch.jit.load(io.BytesIO(file.getvalue())))
+    # torch names the folder inside the archive after the file; MONAI Deploy looks for model.ts's configs in model/.
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.ts"
+        save_net_with_metadata(graph, str(file), include_config_vals=False,
+                               meta_values={**metadata, "exported_part": part}, more_extra_files=others)
+        content = file.read_bytes()
+    return Written(content, torch.jit.load(io.BytesIO(content)))
 
 
 def _program(restorer: TileRestorer, part: str) -> torch.export.ExportedProgram:

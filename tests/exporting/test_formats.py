@@ -170,7 +170,8 @@ def test_a_graph_that_differs_from_the_network_is_not_kept(small: Small, tmp_pat
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
-    (["--format", "tflite"], 2, "--format must be one of torchscript, onnx, torch_export, tensorrt, got tflite"),
+    (["--format", "tflite"], 2,
+     "--format must be one of torchscript, onnx, torch_export, tensorrt, mlflow, got tflite"),
     (["--part", "denoiser"], 2, "--part must be one of chain, p_former, got denoiser"),
     (["--preset", "paper"], 2, "--preset paper needs --weights FILE"),
     (["stray.png"], 2, "export takes the options of --help only, got stray.png"),

@@ -147,3 +147,22 @@ def test_an_unpacked_bundle_runs_from_another_folder(unpacked: Path, tmp_path: P
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert Image.open(tmp_path / "out" / "field_restored.png").size == (52, 40)
     assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.slow
+def test_an_unpacked_bundle_trains_and_evaluates_from_another_folder(unpacked: Path, tmp_path: Path) -> None:
+    """The zoo runs every config of a bundle; one that finds its package only from its own folder fails there."""
+    fields, elsewhere = field(tmp_path / "fields"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    configs, root = unpacked / "configs", ["--bundle_root", str(unpacked)]
+    ended = run(["-m", "monai.bundle", "run", "training", "--config_file",
+                 f"['{configs / 'train.json'}','{configs / 'smoke.json'}']", *root, "--runs_dir",
+                 str(tmp_path / "runs"), "--output_dir", str(tmp_path / "out")], elsewhere)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert list((tmp_path / "runs").rglob("*.pt"))
+    ended = run(["-m", "monai.bundle", "run", "evaluating", "--config_file", str(configs / "evaluate.json"), *root,
+                 "--dataset_dir", str(fields), "--output_dir", str(tmp_path / "evaluated"), "--positions_um", "[1.5]",
+                 "--stop_after", "p_former"], elsewhere)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert list((tmp_path / "evaluated").iterdir())
+    assert not list(elsewhere.iterdir())

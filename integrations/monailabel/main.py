@@ -1,0 +1,59 @@
+"""MONAI Label's app of MoP: `POST /infer/mop?output=image` answers a picture or a slide's region, restored.
+
+    make label STUDIES=folder          http://127.0.0.1:8000, with the folder's images as its datastore
+
+Conf of the server: `--conf device cuda`; `--conf trained FILE` for the weights that training writes and restoring then
+uses (default model/trained.pt beside this file).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.exception import MONAILabelException
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.train import TrainTask
+from mop_restore import RestoreTask
+from mop_train import PairTrainTask
+
+from bundle import __version__
+from bundle.messages import sentence
+
+MODEL = "mop"
+
+
+class MopApp(MONAILabelApp):
+    """One model that restores and one trainer, both called mop."""
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        self._trained = Path(conf.get("trained") or Path(app_dir) / "model" / "trained.pt")
+        self._device = conf.get("device", "cpu")
+        super().__init__(app_dir, studies, conf, name="MoP", version=__version__,
+                         description="Out-of-focus pathology images brought into focus")
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """The restoration."""
+        return {MODEL: RestoreTask(self._trained, self._device)}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """Fine-tuning on pairs."""
+        return {MODEL: PairTrainTask(self._trained, self._device)}
+
+    def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """As the server's own; what the caller got wrong is a 404 with its sentence, not a 500 without."""
+        try:
+            answer: dict[str, Any] = super().infer(request, datastore)
+        except MONAILabelException as error:
+            raise HTTPException(404, str(error.msg)) from error
+        return answer
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """As the server's own; pairs that cannot be learned from are a 400 with its sentence."""
+        try:
+            told: dict[str, Any] = super().train(request)
+        except (ValueError, OSError) as error:
+            raise HTTPException(400, sentence(error)) from error
+        return told

@@ -1,0 +1,163 @@
+"""MONAI Label's real server, asked over HTTP on this machine; skipped where `make test-integrations` has not run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import requests
+import skimage.data
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from bundle import load_restorer
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = ROOT / ".venv-label" / "bin" / "python"
+START_S, ANSWER_S = 600, 300  # a busy machine imports torch slowly
+
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(not PYTHON.is_file(), reason="needs .venv-label: make test-integrations")]
+
+TISSUE: NDArray[np.uint8] = skimage.data.immunohistochemistry()
+# Not square, not grey, no two edges alike: a transposed, mirrored or recoloured answer shows.
+FIELD = np.ascontiguousarray(TISSUE[100:164, 40:136])
+
+
+class Server(NamedTuple):
+    """A running server."""
+
+    url: str
+    trained: Path  # where its training writes
+
+
+def encoded(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def pixels_of(answer: requests.Response) -> NDArray[np.uint8]:
+    assert answer.status_code == 200, answer.text
+    return np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"))
+
+
+def ask(server: Server, file: tuple[str, bytes] | None = None, image: str = "", params: str = "{}",
+        output: str = "image") -> requests.Response:
+    return requests.post(f"{server.url}/infer/mop", params={"output": output, "image": image},
+                         data={"params": params}, files={"file": file} if file else None, timeout=ANSWER_S)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server with a datastore of a picture, its blurred twin and a pyramid."""
+    folder = tmp_path_factory.mktemp("label")
+    studies = folder / "studies"
+    studies.mkdir()
+    (studies / "field.png").write_bytes(encoded(FIELD))
+    Image.fromarray(FIELD).filter(ImageFilter.GaussianBlur(1.5)).save(studies / "blurred.png")
+    with tifffile.TiffWriter(studies / "slide.tif") as writer:
+        tiles = {"tile": (128, 128), "photometric": "rgb"}
+        writer.write(TISSUE, subifds=1, **tiles)
+        writer.write(np.ascontiguousarray(TISSUE[::2, ::2]), subfiletype=1, **tiles)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [str(PYTHON), "-m", "monailabel.main", "start_server", "--app", str(ROOT / "integrations" / "monailabel"),
+         "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), "--conf", "trained",
+         str(folder / "trained.pt")],
+        cwd=folder, env=environment, start_new_session=True, stdout=sys.stderr)
+    ready = Server(f"http://127.0.0.1:{port}", folder / "trained.pt")
+    try:
+        deadline = time.monotonic() + START_S
+        while True:
+            with contextlib.suppress(requests.ConnectionError):
+                assert requests.get(f"{ready.url}/info/", timeout=30).json()["models"]["mop"]
+                break
+            assert process.poll() is None and time.monotonic() < deadline, "the server must start."
+            time.sleep(1)
+        yield ready
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def test_a_picture_comes_back_restored_upright_and_in_its_colours(server: Server) -> None:
+    """The stock task answers a label map, transposed: a pathologist would look at another place of the tissue."""
+    expected = load_restorer()(FIELD)
+    for name in ("field.png", "field.tif"):
+        file = io.BytesIO()
+        Image.fromarray(FIELD).save(file, "PNG" if name.endswith("png") else "TIFF")
+        restored = pixels_of(ask(server, (name, file.getvalue())))
+        assert restored.shape == FIELD.shape
+        assert np.abs(restored.astype(int) - expected).max() <= 1
+    assert np.abs(restored.astype(int) - FIELD).mean() > 0.2
+
+
+def test_a_region_of_a_slide_is_the_one_that_was_asked_for(server: Server) -> None:
+    """QuPath asks for x, y of level 0 and for width, height: any other reading restores another place."""
+    region = np.ascontiguousarray(TISSUE[120:180, 40:140])
+    answer = ask(server, image="slide", params='{"location": [40, 120], "size": [100, 60], "stop_after": "p_former"}')
+    assert np.abs(pixels_of(answer).astype(int) - load_restorer(stop_after="p_former")(region)).max() <= 1
+    half = np.ascontiguousarray(TISSUE[::2, ::2][60:100, 20:90])
+    answer = ask(server, image="slide", output="all",
+                 params='{"location": [40, 120], "size": [70, 40], "level": 1, "stop_after": "p_former"}')
+    assert answer.status_code == 200 and b'"mean_defocus_um"' in answer.content
+    start = answer.content.index(b"\x89PNG")
+    restored = np.asarray(Image.open(io.BytesIO(answer.content[start:])))
+    assert np.abs(restored.astype(int) - load_restorer(stop_after="p_former")(half)).max() <= 1
+
+
+def test_what_cannot_be_restored_is_one_sentence(server: Server) -> None:
+    """A 500 without a word sends the user to the server's log, which he cannot read."""
+    def sentence(status: int, **request: Any) -> str:
+        answer = ask(server, **request)
+        assert answer.status_code == status, answer.text
+        return answer.json()["detail"]
+
+    assert "cannot be decoded as PNG or JPEG" in sentence(400, file=("note.png", b"not an image"))
+    assert "an image must be .png" in sentence(400, file=("note.txt", b"not an image"))
+    assert "must lie inside" in sentence(400, image="slide", params='{"location": [500, 0], "size": [64, 64]}')
+    assert "level must lie in 0..1" in sentence(400, image="slide", params='{"level": 7}')
+    assert "stop_after must be one of" in sentence(400, image="field", params='{"stop_after": "soon"}')
+    assert "seed must be a whole number" in sentence(400, image="field", params='{"seed": "x"}')
+    assert sentence(404, image="nowhere")
+
+
+def test_training_on_a_pair_changes_what_is_answered(server: Server) -> None:
+    """The loop of MONAI Label: correct, train, restore better; weights that nobody uses are no training."""
+    saved = requests.put(f"{server.url}/datastore/label", params={"image": "blurred", "tag": "final"},
+                         files={"label": ("sharp.png", encoded(FIELD))}, timeout=ANSWER_S)
+    assert saved.status_code == 200, saved.text
+    asked = '{"stop_after": "p_former"}'
+    before = pixels_of(ask(server, image="blurred", params=asked))
+
+    def train(**plan: float) -> requests.Response:
+        return requests.post(f"{server.url}/train/mop", params={"run_sync": True}, json=plan, timeout=START_S)
+
+    refused = train(patch_px=65)
+    assert refused.status_code == 400 and "patch_px must be a multiple of" in refused.json()["detail"]
+    assert not server.trained.exists()
+    answer = train(max_epochs=3, crops=4, patch_px=64, batch_size=2, learning_rate=1e-4)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert (told["pairs"], told["steps"]) == (1, 6)
+    assert told["l1_after"] < told["l1_before"]
+    assert not np.array_equal(pixels_of(ask(server, image="blurred", params=asked)), before)
+    digest = hashlib.sha256(server.trained.read_bytes()).hexdigest()
+    assert ask(server, image="field", params=asked, output="json").json()["weights_sha256"] == digest
