@@ -7,6 +7,7 @@ under a patch are decoded. Every call opens the files anew, so that loader proce
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ import tifffile
 import torch
 import zarr
 from monai.transforms import Randomizable, Transform
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bundle.conventions import CONTRAST, DEFOCUS_UM, IMAGE, LABEL, MPP, plane_defocus_um
 from bundle.data.datalist import DEPTH, LOCATION
 from bundle.data.stain import RandStainNA, RandStainNAd
 from bundle.optics.contrast import contrast_value
-from bundle.slides.reader import open_image
+from bundle.slides.reader import ImageError, open_image, reason_of
 
 
 class ReadRandPatchd(Randomizable, Transform):
@@ -78,7 +80,20 @@ def _read(path: str, row: int, col: int, size_px: int) -> Tensor:
 
 def median_depth_um(path: str, row: int, col: int, size_px: int) -> float:
     """Stage position of best focus of a square of a depth map, µm; only the strips that hold it are decoded."""
-    with tifffile.imread(path, aszarr=True) as store:
-        held = zarr.open(store, mode="r")
-        assert isinstance(held, zarr.Array)
-        return float(np.median(np.asarray(held[row:row + size_px, col:col + size_px])))
+    return float(np.median(read_depth_um(path, slice(row, row + size_px), slice(col, col + size_px))))
+
+
+def read_depth_um(path: str | Path, rows: slice, cols: slice) -> NDArray[np.float32]:
+    """A rectangle of a depth map, µm, (H, W) float32.
+
+    Raises:
+        ImageError: the file is damaged.
+    """
+    try:
+        with tifffile.imread(path, aszarr=True) as store:
+            held = zarr.open(store, mode="r")
+            assert isinstance(held, zarr.Array)
+            return np.asarray(held[rows, cols], np.float32)
+    # What tifffile, zarr and the decoder raise for cut and foreign files.
+    except (ValueError, OSError, LookupError, RuntimeError, AssertionError) as error:
+        raise ImageError(f"the depth map {path} cannot be read: {reason_of(error)}.") from error

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import tifffile
 import torch
 from torch import Tensor
 
 from bundle.conventions import IMAGE, LABEL, MPP, from_uint8, plane_defocus_um
 from bundle.data.datalist import DEPTH, SPLITS, plane_records
+from bundle.data.recorded_patches import read_depth_um
 from bundle.slides.grid import centred
 from bundle.slides.reader import open_image
 
@@ -97,9 +97,10 @@ class RecordedStack:
     def __init__(self, field: RecordedField, crop_px: int, device: torch.device) -> None:
         self.field, self.crop_px, self.device = field, crop_px, device
         self.sharp = self._read(field.path)
-        depth_um = tifffile.imread(field.depth)
-        (row, height), (col, width) = (centred(side, crop_px) for side in depth_um.shape)
-        self.depth_um = torch.from_numpy(depth_um[row:row + height, col:col + width]).to(device)
+        with open_image(field.path) as target:
+            rows, cols = (slice(start, start + length)
+                          for start, length in (centred(side, crop_px) for side in target.shape))
+        self.depth_um = torch.from_numpy(read_depth_um(field.depth, rows, cols)).to(device)
 
     def plane(self, position_um: float) -> Tensor:
         """What the scanner recorded at `position_um`, (3, H, W) in [0, 1].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,3 +127,15 @@ def test_every_patch_of_every_plane_is_drawn_as_often(records: list[dict[str, An
     """A field with few patches, whose rest is glass, must not be seen as often as a full one."""
     fewer = {**records[0], "location": records[0]["location"][:1]}
     assert patches([fewer, records[1]], 48).share.tolist() == pytest.approx([1 / 5, 4 / 5])
+
+
+@pytest.mark.parametrize(("key", "message"), [
+    ("image", r"plane_00\.tif (is truncated|cannot be)"), ("depth", r"the depth map .*depth_um\.tif cannot be read")])
+def test_a_file_that_was_cut_off_is_named(tmp_path: Path, key: str, message: str) -> None:
+    """A dataset is copied over networks; the file to copy again must be told, not a decoder's error."""
+    (record, *_) = plane_records(write_dataset(tmp_path), "testing")
+    whole = Path(record[key]).read_bytes()
+    Path(record[key]).write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match=message) as told:
+        drawn(record, 64, 0)
+    assert "\n" not in str(told.value)

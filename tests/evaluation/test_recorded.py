@@ -161,3 +161,19 @@ def test_a_restored_image_that_is_missing_or_of_another_size_is_told(
     Image.new("RGB", (80, 90)).save(tmp_path / "some" / "C3_1" / "plane_00.png")
     with pytest.raises(ValueError, match=r"must have the size of its plane, \(90, 90\), .* has \(90, 80\)"):
         measure(restored={"x": tmp_path / "some"}).run()
+
+
+def test_a_damaged_dataset_ends_an_evaluation_with_the_file_that_is_wrong(tmp_path: Path) -> None:
+    """A plane of another field, or half a plane, must not be scored."""
+    field = list_recorded(write_dataset(tmp_path, slides=SECTIONS), "test")[0]
+    stack = RecordedStack(field, 0, torch.device("cpu"))
+    tifffile.imwrite(field.planes[-0.8], tifffile.imread(field.planes[-0.8])[:200], photometric="rgb")
+    with pytest.raises(ValueError, match=r"size of its target, \(272, 300\), .*plane_00\.tif has \(200, 300\)"):
+        stack.plane(-0.8)
+    half = field.planes[0.8].read_bytes()
+    field.planes[0.8].write_bytes(half[:len(half) // 2])
+    with pytest.raises(ValueError, match=r"plane_02\.tif (is truncated|cannot be)"):
+        stack.plane(0.8)
+    field.path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"label\.tif is empty"):
+        RecordedStack(field, 0, torch.device("cpu"))
