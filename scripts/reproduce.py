@@ -135,8 +135,9 @@ def ablation(number: int, budget: Budget, patches: int) -> Rows:
 def train_method(method: Method, folder: Path, budget: Budget, **options: Any) -> MethodOnFields:
     """A method trained in `folder`, its coarse stage in the folder beside it, ready to restore fields."""
     if method.after:
-        train_method(METHODS[method.after], folder.parent / method.after, budget)
-        options["p_former_weights"] = str(folder.parent / method.after / "p_former" / WEIGHTS)
+        coarse, beside = METHODS[method.after], folder.parent / method.after
+        trained(coarse.stage, coarse.overlay, beside, budget)  # at once over where it is done
+        options["p_former_weights"] = str(beside / coarse.stage / WEIGHTS)
     budget = budget._replace(options=budget.options | options)
     parser = trained(method.stage, method.overlay, folder, budget).parser
     network = assembled(parser, method.stage, folder / method.stage / WEIGHTS)
@@ -228,7 +229,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--table", type=int, choices=range(1, 9), required=True, help="of the paper")
     parser.add_argument("--data", type=Path, help="folder of sharp fields, or dataset of mop prepare")
     parser.add_argument("--steps", "--budget", type=int, default=0, help="training steps of each row")
-    parser.add_argument("--rows", nargs="*", choices=METHODS, help="of table 1 or 2 (default all but Uformer and SwinIR)")
+    parser.add_argument("--rows", nargs="*", choices=METHODS, help="of table 1 or 2 (default: no spandrel ones)")
     parser.add_argument("--restored", nargs="*", default=[], metavar="NAME=FOLDER", help="images of other methods")
     parser.add_argument("--write-inputs", type=Path, metavar="FOLDER", help="write the planes to restore, and stop")
     parser.add_argument("--positions-um", type=float, nargs="*", help="planes of tables 1, 2, 7 (default all)")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from bundle.evaluation.scores import METRICS, Figures
 from bundle.evaluation.slide_figures import slides_csv
-from bundle.evaluation.summary import GROUPS
+from bundle.evaluation.summary import GROUPS, average
 from bundle.slides.writer import replace_when_done
 
 DIGITS = {"psnr": 2, "ssim": 4, "ssim_uniform": 4, "lpips": 4}
@@ -94,20 +94,20 @@ def spread_cell(spread: dict[str, float | None], metric: str) -> str:
 
 
 def _slide_parts(summary: dict[str, Any], titles: dict[str, str]) -> list[str]:
-    """Mean ± deviation over slides and planes, and the mean PSNR of every slide."""
+    """Mean ± deviation over slides and planes, and the means of every slide."""
     methods, slides = methods_of(summary), summary["slides"]
     rows = [[_title(name), *(spread_cell(summary["over_slides"][name][metric], metric) for metric in titles)]
             for name in methods]
-    head = f"## Slides as wholes: mean ± standard deviation over {len(slides)} slides × {len(summary['planes'])} planes"
-    means = [[slide["slide"], str(slide["fields"]),
-              *(_mean_cell([plane[name]["psnr"] for plane in slide["planes"]], "psnr") for name in methods)]
-             for slide in slides]
-    return [head, _grid(["method", *titles.values()], rows), "## PSNR by slide, dB, mean over planes",
-            _grid(["slide", "fields", *map(_title, methods)], means)]
-
-
-def _mean_cell(values: list[float], metric: str) -> str:
-    return f"{sum(values) / len(values):.{DIGITS[metric]}f}"
+    counts = f"slides: {len(slides)}, planes: {len(summary['planes'])}"
+    parts = [f"## Slides as wholes: mean ± standard deviation over slides and planes ({counts})",
+             _grid(["method", *titles.values()], rows)]
+    for metric in ("psnr", "ssim", "lpips"):
+        means = [[slide["slide"], str(slide["fields"]),
+                  *(cell(average(plane[name] for plane in slide["planes"]), metric) for name in methods)]
+                 for slide in slides]
+        parts += [f"## {titles[metric]} by slide, mean over planes",
+                  _grid(["slide", "fields", *map(_title, methods)], means)]
+    return parts
 
 
 def _title(method: str) -> str:

@@ -54,7 +54,8 @@ METHODS = {
     "mop": Method("P-former + P-diffusion (ours)", "p_diffusion", "table5_pp_pe", "p_former"),
 }
 OF_A_LIBRARY = ("uformer", "swinir")  # trained where asked for: they need spandrel
-ROWS = {1: tuple(name for name in METHODS if name not in OF_A_LIBRARY), 2: ("restormer", "restormer_resshift", "p_former", "p_diffusion", "mop")}
+ROWS = {1: tuple(name for name in METHODS if name not in OF_A_LIBRARY),
+        2: ("restormer", "restormer_resshift", "p_former", "p_diffusion", "mop")}
 
 
 class Protocol(NamedTuple):

@@ -120,7 +120,9 @@ def test_tables_and_pictures_of_slides_are_written(measure: Callable[..., Evalua
     over = summary["over_slides"]["input"]["ssim"]
     markdown = (folder / "table.md").read_text(encoding="utf-8")
     assert f"{over['mean']:.4f} ± {over['deviation']:.4f}" in markdown
-    assert "over 2 slides × 3 planes" in markdown
+    assert "over slides and planes (slides: 2, planes: 3)" in markdown
+    means = [sum(plane["input"]["ssim"] for plane in slide["planes"]) / 3 for slide in summary["slides"]]
+    assert all(f"| {slide} | 1 | {mean:.4f} |" in markdown for slide, mean in zip(("C3", "D4"), means, strict=True))
     with (folder / "slides.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 3 * 3 and rows[0]["slide"] == "C3"

@@ -146,6 +146,7 @@ def test_encoders_are_compared_and_shown(script: ModuleType, tmp_path: Path, mon
     assert all(torch.equal(chain[f"prompter.restorer.{name}"], value) for name, value in restorer.items())
 
 
+@pytest.mark.slow
 def test_tiles_are_classified_from_the_command_line(script: ModuleType, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """Table 3 of two folders and a list, as they are published."""
