@@ -34,6 +34,8 @@ def stage_workflow(stage: str, row: str | None, data: Path, folder: Path, steps:
     epochs = math.ceil(steps / EPOCH)
     names = [f"train_{stage}", *overlays, *(["focal_stacks"] if is_dataset(data) else [])]
     names += [f"ablations/{row}"] if row else []
+    # A row is scored with its last weights: a long validation would only cost time, most of all with 100 steps a patch.
+    options = {"val_patches": 4} | options
     options |= {f"{stage}_epochs": epochs, f"{stage}_epoch_length": math.ceil(steps / epochs), "val_interval": epochs,
                 "warmup_steps": steps // 10, "dataset_dir": str(data), "runs_dir": str(folder)}
     return ConfigWorkflow(config_file=[f"configs/{name}.json" for name in names], workflow_type="train",
