@@ -45,7 +45,7 @@ lint: $(DEVELOP)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m mypy bundle
 
-evaluate: $(RUNTIME)  ## FIELDS=folder of sharp fields; writes evaluation/
+evaluate: $(RUNTIME)  ## FIELDS=folder of sharp fields or dataset; writes evaluation/
 	@test -n "$(FIELDS)" || { echo "FIELDS must name a folder of sharp fields: make evaluate FIELDS=folder"; exit 1; }
 	$(PY) -m monai.bundle run evaluating --config_file configs/evaluate.json --dataset_dir "$(FIELDS)" --output_dir evaluation $(ARGS)
 

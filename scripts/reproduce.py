@@ -1,19 +1,26 @@
-"""python scripts/reproduce.py --table 4 --data FIELDS --budget 1000
+"""python scripts/reproduce.py --table 4 --data FIELDS --steps 1000
 
-Trains every row of the paper's table 4, 5 or 6 with the same small budget and scores it. Reads a folder of sharp fields
-(its splits train, val and test) and, for the frozen parts, models/model.pt. Writes `<runs>/table_N.json` and
-`table_N.md`. A row is a config in configs/ablations/ over the stage's config and configs/compact.json. Killed, the same
-line goes on; rows that are done are only scored again. docs/reproduce.md puts the figures beside the paper's.
+Trains every row of one of the paper's tables with the same small budget and scores it. Writes `<runs>/table_N.json`
+and `table_N.md`; docs/reproduce.md puts the figures beside the paper's. Killed, the same line goes on.
 
-Scores are of random patches of the test split, the same for all rows, not of stitched fields as in the paper.
+    --table 1, 2    methods, on whole fields: mean ± deviation over slides and planes. --rows chooses some of them,
+                    --restored NAME=FOLDER adds a method by its images, --write-inputs FOLDER gives it the planes
+    --table 3       classification: --labels CSV --sharp FOLDER --restored NAME=FOLDER …
+    --table 4, 5, 6 ablations, on random patches of the test split, the same for all rows
+    --table 7       encoders: --encoder NAME=WEIGHTS …, or compact; also figures 5 and 6
+    --table 8       seconds of each part
+
+FIELDS is a folder of sharp fields (defocus is simulated) or a dataset of `mop prepare`. A row is a config in
+configs/ablations/ over the stage's config and configs/compact.json; frozen parts are those of models/model.pt.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,21 +29,44 @@ import torch
 from monai.bundle import ConfigWorkflow
 from torch import Tensor
 
+from bundle.reproduction.methods import (
+    METHODS,
+    ROWS,
+    Method,
+    MethodOnFields,
+    Protocol,
+    Untouched,
+    assembled,
+    scored,
+    write_planes,
+)
+from bundle.reproduction.rows import Cell, on_test_split, stage_workflow, write_table
 from bundle.training.checkpoints import WEIGHTS
 from bundle.training.metrics import psnr, ssim
 from bundle.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
-EPOCH = 50  # steps between checkpoints
 IN_FOCUS_UM = 0.4  # half a plane: Z-accuracy
+
+Rows = dict[str, dict[str, Cell]]
 
 
 class Table(NamedTuple):
-    """What a table of the paper compares."""
+    """An ablation of the paper."""
 
     stage: str  # whose training is repeated
     rows: dict[str, str]  # end of the overlay's name -> the paper's name of the row
     score: Callable[[Any, Tensor], dict[str, Tensor]]  # figures of each patch, (B,)
+
+
+class Budget(NamedTuple):
+    """What every row of a table shares."""
+
+    data: Path
+    runs: Path
+    steps: int
+    overlays: list[str]
+    options: dict[str, Any]  # of all configs
 
 
 def image_scores(restored: Tensor, label: Tensor) -> dict[str, Tensor]:
@@ -63,18 +93,16 @@ TABLES = {
 UNTRAINED = {"contrast": ("MAE(distance), µm", "Z-accuracy"), "distance": ("MAE(contrast)",)}
 
 
-def row_workflow(number: int, row: str, data: Path, folder: Path, budget: int, overlays: list[str],
-                 **options: Any) -> ConfigWorkflow:
-    """The training of a row, with the budget as its only number."""
-    stage = TABLES[number].stage
-    epochs = math.ceil(budget / EPOCH)
-    files = [f"configs/{name}.json" for name in (f"train_{stage}", *overlays, f"ablations/table{number}_{row}")]
-    options |= {f"{stage}_epochs": epochs, f"{stage}_epoch_length": math.ceil(budget / epochs), "val_interval": epochs,
-                "warmup_steps": budget // 10, "dataset_dir": str(data), "runs_dir": str(folder)}
-    return ConfigWorkflow(config_file=files, workflow_type="train", logging_file=False, **options)
+def trained(stage: str, row: str | None, folder: Path, budget: Budget, **options: Any) -> ConfigWorkflow:
+    """A row's training, run to its end."""
+    workflow = stage_workflow(stage, row, budget.data, folder, budget.steps, budget.overlays, **budget.options,
+                              **options)
+    workflow.initialize()
+    workflow.run()
+    return workflow
 
 
-def scored(table: Table, workflow: ConfigWorkflow, folder: Path) -> dict[str, float]:
+def patch_scores(table: Table, workflow: ConfigWorkflow, folder: Path) -> dict[str, float]:
     """Means over the validation loader's patches, which the caller has set to the test split."""
     workflow.initialize()
     network = load_weights(workflow.parser.get_parsed_content("network_def"), folder / table.stage / WEIGHTS).eval()
@@ -89,56 +117,183 @@ def scored(table: Table, workflow: ConfigWorkflow, folder: Path) -> dict[str, fl
     return {name: round(float(torch.cat(values).nanmean()), 4) for name, values in figures.items()}
 
 
-def reproduce(number: int, data: Path, runs: Path, budget: int, overlays: list[str], patches: int,
-              **options: Any) -> dict[str, dict[str, float | None]]:
-    """Train and score every row; the results so far are written after each."""
-    table, results = TABLES[number], {}
+def ablation(number: int, budget: Budget, patches: int) -> Rows:
+    """Tables 4, 5 and 6; the results so far are written after each row."""
+    table, results = TABLES[number], Rows()
     for row, title in table.rows.items():
-        folder = runs / f"table_{number}_{budget}_steps" / row
-        training = row_workflow(number, row, data, folder, budget, overlays, **options)
-        training.initialize()
-        training.run()
-        test = {"val_patches": patches, "val_fields#data#split": "test"}
-        figures = scored(table, row_workflow(number, row, data, folder, budget, overlays, **options, **test), folder)
+        folder, overlay = budget.runs / f"table_{number}_{budget.steps}_steps" / row, f"table{number}_{row}"
+        trained(table.stage, overlay, folder, budget)
+        options = budget.options | on_test_split(budget.data, patches)
+        figures = patch_scores(table, stage_workflow(table.stage, overlay, budget.data, folder, budget.steps,
+                                                     budget.overlays, **options), folder)
         not_learned = UNTRAINED.get(row, ()) if number == 6 else ()
         results[title] = {name: None if name in not_learned else value for name, value in figures.items()}
-        write(number, budget, results, runs)
+        write_table(budget.runs, number, results, {"steps": budget.steps})
     return results
 
 
-def write(number: int, budget: int, results: dict[str, dict[str, float | None]], runs: Path) -> None:
-    """`table_N.json` and `table_N.md`."""
-    names = list(next(iter(results.values())))
-    lines = [f"| row | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    lines += [f"| {row} | {' | '.join('' if figures[name] is None else f'{figures[name]:.4g}' for name in names)} |"
-              for row, figures in results.items()]
-    record = json.dumps({"table": number, "steps": budget, "rows": results}, indent=1, ensure_ascii=False)
-    for name, text in ((f"table_{number}.json", record), (f"table_{number}.md", "\n".join(lines))):
-        temporary = runs / f"{name}.tmp"
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(runs / name)
+def train_method(method: Method, folder: Path, budget: Budget, **options: Any) -> MethodOnFields:
+    """A method trained in `folder`, its coarse stage in the folder beside it, ready to restore fields."""
+    if method.after:
+        coarse, beside = METHODS[method.after], folder.parent / method.after
+        trained(coarse.stage, coarse.overlay, beside, budget)  # at once over where it is done
+        options["p_former_weights"] = str(beside / coarse.stage / WEIGHTS)
+    budget = budget._replace(options=budget.options | options)
+    parser = trained(method.stage, method.overlay, folder, budget).parser
+    network = assembled(parser, method.stage, folder / method.stage / WEIGHTS)
+    return MethodOnFields(method.title, network, folder, parser.get_parsed_content("device"))
 
 
-def main() -> None:
-    """Parse the line above and run."""
+def comparison(number: int, names: list[str], budget: Budget, protocol: Protocol, given: dict[str, Path]) -> Rows:
+    """Tables 1 and 2: given images first, then every row that is to be trained."""
+    place = budget.runs / f"table_{number}_{budget.steps}_steps"
+    facts = {"steps": budget.steps, "data": protocol.data.name}
+    results: Rows = {}
+    if given or not names:
+        results |= scored(protocol, Untouched(), place / "given", given)
+        write_table(budget.runs, number, results, facts)
+    for name in names:
+        results |= scored(protocol, train_method(METHODS[name], place / name, budget), place / name / "evaluation")
+        write_table(budget.runs, number, results, facts)
+    return results
+
+
+def classification(labels: Path, sharp: Path, given: dict[str, Path], steps: int, runs: Path) -> Rows:
+    """Table 3."""
+    from bundle.reproduction.classification import Recipe, classify, load_tiles, read_labels
+
+    tiles = read_labels(labels)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    methods = {name: load_tiles(tiles, folder) for name, folder in given.items()}
+    scores = classify(tiles, load_tiles(tiles, sharp), methods, Recipe(steps), runs / "table_3", device)
+    results: Rows = {name: dict(score._asdict()) for name, score in scores.items()}
+    write_table(runs, 3, results, {"steps": steps, "tiles": len(tiles)})
+    return results
+
+
+def encoders(chosen: dict[str, str], budget: Budget, protocol: Protocol, patches: int) -> Rows:
+    """Table 7: a prompt restorer and a P-diffusion that sees P_P alone, for each encoder; and figures 5 and 6."""
+    from bundle.prompts.encoder_cards import ENCODERS
+    from bundle.reproduction.prompt_space import prompt_space, write_space
+
+    place, results = budget.runs / f"table_7_{budget.steps}_steps", Rows()
+    for name, weights in chosen.items():
+        own: dict[str, Any] = {"restorer_weights": None}
+        if name != "compact":
+            own |= {"encoder_width": ENCODERS[name].width, "encoder": {
+                "_target_": "bundle.prompts.foundation.FoundationEncoder", "name": name, "weights": weights}}
+        each = budget._replace(options=budget.options | own)
+        folder = place / name / "p_diffusion_with_p_p"
+        trained("prompt", None, folder, each)
+        own["restorer_weights"] = str(folder / "prompt" / WEIGHTS)
+        each = budget._replace(options=budget.options | own)
+        method = Method(name, "p_diffusion", "table7", "restormer")
+        restorer = train_method(method, folder, each)
+        results |= scored(protocol, restorer, folder / "evaluation")
+        write_table(budget.runs, 7, results, {"steps": budget.steps})
+        # Figures 5 and 6 look at the same patches with the parts that were just trained.
+        parser = stage_workflow("p_diffusion", "table7", budget.data, folder, budget.steps, budget.overlays,
+                                **each.options, **on_test_split(budget.data, patches)).parser
+        parts = (parser.get_parsed_content(part) for part in ("validate::loader", "simulate"))
+        network = restorer.network
+        write_space(prompt_space(*parts, network.prompter, network.p_former, restorer.device), place / name, name)
+    return results
+
+
+def runtime(runs: Path) -> Rows:
+    """Table 8: what scripts/benchmark.py measures here."""
+    runs.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--json", str(runs / "benchmark.json")],
+                   check=True, cwd=ROOT)
+    costs = json.loads((runs / "benchmark.json").read_text(encoding="utf-8"))
+    rows: Rows = {cost["part"]: {"seconds per 256 px image": cost["seconds"]} for cost in costs}
+    write_table(runs, 8, rows, {})
+    return rows
+
+
+def named_folders(pairs: list[str]) -> dict[str, Path]:
+    """NAME=FOLDER … as a dictionary.
+
+    Raises:
+        ValueError: one of them has another form, or a name comes twice.
+    """
+    named = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if len(named) < len(pairs) or not all(name and folder for name, folder in named.items()):
+        raise ValueError(f"every method must be given once as NAME=FOLDER, got {' '.join(pairs)}.")
+    return {name: Path(folder).resolve() for name, folder in named.items()}
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, every rule of it checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=int, choices=sorted(TABLES), required=True, help="of the paper")
-    parser.add_argument("--data", type=Path, required=True, help="folder of sharp fields")
-    parser.add_argument("--budget", type=int, required=True, help="training steps of each row")
+    parser.add_argument("--table", type=int, choices=range(1, 9), required=True, help="of the paper")
+    parser.add_argument("--data", type=Path, help="folder of sharp fields, or dataset of mop prepare")
+    parser.add_argument("--steps", "--budget", type=int, default=0, help="training steps of each row")
+    parser.add_argument("--rows", nargs="*", choices=METHODS, help="of table 1 or 2 (default: no spandrel ones)")
+    parser.add_argument("--restored", nargs="*", default=[], metavar="NAME=FOLDER", help="images of other methods")
+    parser.add_argument("--write-inputs", type=Path, metavar="FOLDER", help="write the planes to restore, and stop")
+    parser.add_argument("--positions-um", type=float, nargs="*", help="planes of tables 1, 2, 7 (default all)")
+    parser.add_argument("--crop-px", type=int, default=0, help="centred square of each field that is scored")
+    parser.add_argument("--lpips", type=Path, help="folder of LPIPS weights")
+    parser.add_argument("--labels", type=Path, help="CSV name,label of table 3")
+    parser.add_argument("--sharp", type=Path, help="folder of sharp tiles of table 3")
+    parser.add_argument("--encoder", nargs="*", default=["compact"], metavar="NAME=WEIGHTS", help="of table 7")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "reproduce", help="folder of results")
     parser.add_argument("--overlays", nargs="*", default=["compact"], help="configs below the row's (default compact)")
     parser.add_argument("--weights", default="models/model.pt", help="of the frozen parts; none leaves them untrained")
-    parser.add_argument("--patches", type=int, default=256, help="of the test split, scored")
-    known = parser.parse_args()
-    if known.budget < 1:
-        parser.error(f"--budget must be at least 1 step, got {known.budget}.")
+    parser.add_argument("--patches", type=int, default=256, help="of the test split, scored in tables 4 to 7")
+    known = parser.parse_args(arguments)
+    scores_only = known.write_inputs or (known.restored and known.table in (1, 2))
+    if known.table != 8 and not scores_only and known.steps < 1:
+        parser.error(f"--steps must be at least 1 step, got {known.steps}.")
+    if known.table not in (3, 8) and known.data is None:
+        parser.error("--data must name the fields, got none.")
+    if known.table == 3 and None in (known.labels, known.sharp):
+        parser.error("table 3 needs --labels CSV and --sharp FOLDER, got none.")
+    return known
+
+
+def run(known: argparse.Namespace) -> None:
+    """Make the table."""
     weights = None if known.weights == "none" else str((ROOT / known.weights).resolve())
     frozen = {f"{part}_weights": weights for part in ("estimator", "restorer", "p_former")}
-    data, runs = known.data.resolve(), known.runs.resolve()
+    runs, given = known.runs.resolve(), named_folders(known.restored)
+    data = known.data.resolve() if known.data else Path()
+    lpips = known.lpips.resolve() if known.lpips else None
+    protocol = Protocol(data, known.positions_um, known.crop_px, lpips)
+    budget = Budget(data, runs, known.steps, known.overlays, frozen)
+    places = [path.resolve() if path else None for path in (known.write_inputs, known.labels, known.sharp)]
     os.chdir(ROOT)  # MONAI runs a bundle from its root
-    reproduce(known.table, data, runs, known.budget, known.overlays, known.patches, **frozen)
-    print((runs / f"table_{known.table}.md").read_text())
+    if places[0]:
+        print(f"{write_planes(protocol, places[0])} fields: {places[0]}")
+        return
+    if known.table in ROWS:
+        names = (known.rows or list(ROWS[known.table])) if known.steps else []
+        comparison(known.table, names, budget, protocol, given)
+    elif known.table == 3:
+        assert places[1] and places[2]
+        classification(places[1], places[2], given, known.steps, runs)
+    elif known.table in TABLES:
+        ablation(known.table, budget, known.patches)
+    elif known.table == 7:
+        encoders(dict((*pair.split("=", 1), "")[:2] for pair in known.encoder), budget, protocol, known.patches)
+    else:
+        runtime(runs)
+    print((runs / f"table_{known.table}.md").read_text(encoding="utf-8"))
+
+
+def main() -> int:
+    """Parse the lines above and run; what is wrong with the input is one sentence."""
+    try:
+        run(parsed())
+    except (ValueError, OSError, RuntimeError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # MONAI wraps what a part of a config says
+            cause = cause.__cause__
+        print(f"reproduce.py: {cause}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 STAGES = ["train_defocus", "train_prompt", "train_p_former", "train_p_diffusion"]
 TRAINING = ["train_encoder", *STAGES, "train"]
-REQUIRED = [*TRAINING, "inference", "evaluate", "compact", "smoke", "multi_gpu", "mlflow", "metadata"]
+REQUIRED = [*TRAINING, "inference", "evaluate", "compact", "smoke", "focal_stacks", "multi_gpu", "mlflow", "metadata"]
 METADATA = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))
 
 # What the schema of 2024-07-25 asks for, in our own words: the file itself is MONAI's and is fetched by its address.

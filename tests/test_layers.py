@@ -50,6 +50,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "conventions", "data", "field_restoration", "optics", "prompts", "restoration", "slide_restoration", "slides",
         "training", "weights",
     },
+    # The paper's tables train rows and score them: the one room that needs both trainers and the protocol.
+    "reproduction": {
+        "conventions", "data", "evaluation", "p_diffusion", "p_former", "prompts", "restoration", "slides", "training",
+        "weights",
+    },
 }
 ANYTHING = {"cli"}  # may import every room; no room may import it
 RESTORE_PATH = {"restoration", "slide_restoration", "field_restoration", "loading", "image_restorer"}

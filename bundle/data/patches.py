@@ -15,13 +15,15 @@ from monai.transforms import Compose
 from torch.utils.data import DataLoader, Dataset
 
 from bundle.conventions import LABEL
+from bundle.data.datalist import LOCATION
 
 
 class SeededPatches(Dataset):
     """`length` random patches an epoch.
 
     Args:
-        fields: loaded records whose label is (3, H, W); a field is drawn as often as its area says.
+        fields: loaded records whose label is (3, H, W), drawn as often as their area says; or records of recorded
+            planes, which name the patches that may be drawn, each as often as the others.
         transform: random transforms, a MONAI Compose; seeded anew for every patch.
         length: patches an epoch.
         seed: of the run.
@@ -34,8 +36,8 @@ class SeededPatches(Dataset):
             raise ValueError("patches need at least one field, got none.")
         self.fields, self.transform, self.length, self.seed, self.repeat = fields, transform, length, seed, repeat
         self.epoch = 0
-        areas = np.array([np.prod(field[LABEL].shape[-2:]) for field in fields], dtype=float)
-        self.share = areas / areas.sum()
+        weights = np.array([_weight(field) for field in fields], dtype=float)
+        self.share = weights / weights.sum()
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the patches of this epoch from now on."""
@@ -50,6 +52,10 @@ class SeededPatches(Dataset):
         record = dict(self.fields[random.choice(len(self.fields), p=self.share)])
         self.transform.set_random_state(state=random)
         return {**self.transform(record), "seed": int(random.randint(2**31))}
+
+
+def _weight(field: dict[str, Any]) -> float:
+    return len(field[LOCATION]) if LOCATION in field else float(np.prod(field[LABEL].shape[-2:]))
 
 
 def patch_loader(dataset: SeededPatches, batch_size: int, rank: int = 0, world_size: int = 1,

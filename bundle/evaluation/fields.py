@@ -2,6 +2,7 @@
 
     folder/index.json   a list of {"file", "split", "slide", "mpp", …}, files relative to the folder
     folder of images    without an index: every PNG, JPEG and TIFF in it is a field and a slide of its own
+    datalist.json       a dataset of `mop prepare`: nothing is simulated, see `recorded`
 
 The tissue of a field is uneven; its relief and the camera's noise are drawn from a seed and the file's name: the same
 field gives the same planes in every run, whichever planes or fields are evaluated beside it.
@@ -19,10 +20,13 @@ import torch
 from torch import Tensor
 
 from bundle.conventions import LABEL, MPP, from_uint8, plane_defocus_um
+from bundle.data.datalist import is_dataset
 from bundle.data.fields import INDEX, field_records
+from bundle.evaluation.recorded import RecordedField, list_recorded
 from bundle.optics.camera import Camera, record
 from bundle.optics.focal_stack import GainTable, random_relief_um, simulate_plane
 from bundle.optics.pupil import OPTICS_20X, OPTICS_40X, Optics
+from bundle.slides.grid import centred
 from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES, open_image
 
 
@@ -34,12 +38,24 @@ class Field(NamedTuple):
     slide: str
     mpp: float
 
+    @property
+    def files(self) -> list[Path]:
+        """Everything that its figures depend on."""
+        return [self.path]
 
-def list_fields(folder: str | Path, split: str = "test", mpp: float = 0.25) -> list[Field]:
-    """The fields of `folder` in the order of their names.
+    @property
+    def folder(self) -> str:
+        """Under which name images of other methods are looked for."""
+        return Path(self.name).with_suffix("").as_posix().replace("/", "__")
+
+
+def list_fields(
+    folder: str | Path, split: str = "test", mpp: float = 0.25
+) -> list[Field] | list[RecordedField]:
+    """The fields of `folder` in the order of their names; of a dataset of `mop prepare` its recorded fields.
 
     Args:
-        folder: with or without an index.json.
+        folder: with a datalist.json, with an index.json or without any list.
         split: which entries of the index to take; "all" takes every one. Without an index all images are taken.
         mpp: µm per pixel of images without an index.
 
@@ -50,6 +66,8 @@ def list_fields(folder: str | Path, split: str = "test", mpp: float = 0.25) -> l
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"the fields must be a folder, not found: {folder}.")
+    if is_dataset(folder):
+        return list_recorded(folder, split)
     index = folder / INDEX
     if not index.is_file():
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in RASTER_SUFFIXES + TIFF_SUFFIXES)
@@ -68,15 +86,9 @@ def list_fields(folder: str | Path, split: str = "test", mpp: float = 0.25) -> l
 def read_field(field: Field, crop_px: int = 0) -> Tensor:
     """The sharp image, (3, H, W) in [0, 1]; `crop_px` > 0 keeps a centred square of at most that side."""
     with open_image(field.path) as image:
-        (row, height), (col, width) = (_centre(side, crop_px) for side in image.shape)
+        (row, height), (col, width) = (centred(side, crop_px) for side in image.shape)
         pixels = image.read(row, col, height, width)
     return from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)).contiguous()
-
-
-def _centre(side_px: int, crop_px: int) -> tuple[int, int]:
-    """First pixel and length of the centred part of a side."""
-    length = min(side_px, crop_px) if crop_px else side_px
-    return (side_px - length) // 2, length
 
 
 @lru_cache(maxsize=8)
@@ -109,6 +121,10 @@ class FocalField:
         """What the scanner writes with the stage at `position_um`, (3, H, W) in [0, 1], 8-bit values."""
         clean = simulate_plane(self.sharp, position_um, self.relief_um, self.table)
         return record(clean, self.camera, self._generator(f"plane {position_um:.3f}"))
+
+    def plane_name(self, position_um: float) -> str:
+        """Under which name an image of another method is looked for."""
+        return f"plane_{position_um:+.2f}um"
 
     def defocus_um(self, position_um: float) -> Tensor:
         """Signed defocus of every pixel of that plane, (H, W)."""

@@ -1,7 +1,8 @@
 """The whole evaluation: every field of a folder, scored once, kept, averaged and reported.
 
     output_dir/fields/*.json   the record of each finished field; a killed evaluation goes on behind the last one
-    output_dir/                summary.json, table.md, table.csv, figure.png
+    output_dir/                summary.json, table.md, table.csv, slides.csv, figure.png
+    output_dir/pictures/       best_1.png, worst_1.png …
 
 A record is used again only for the same weights, settings, code and field: its key holds them all.
 """
@@ -21,19 +22,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bundle.conventions import plane_positions_um
 from bundle.evaluation.fields import Field, FocalField, read_field
 from bundle.evaluation.origin import code_sha256, command_line, commit, hardware
-from bundle.evaluation.scores import Baseline, FieldRestorer, FieldScorer
+from bundle.evaluation.pictures import choose, write_pictures
+from bundle.evaluation.recorded import RecordedField, RecordedStack, shared_positions_um
+from bundle.evaluation.restored_images import RestoredImages
+from bundle.evaluation.scores import Baseline, FieldRestorer, FieldScorer, Stack
 from bundle.evaluation.summary import average, summarise
-from bundle.evaluation.tables import cell, write_results, write_text
+from bundle.evaluation.tables import TITLES, cell, write_results, write_text
 from bundle.optics.camera import Camera
 from bundle.training.metrics import load_lpips
 
 
 class Evaluation:
-    """The protocol on a folder of sharp fields, named in configs/evaluate.json."""
+    """The protocol on sharp fields, or on recorded focal stacks, named in configs/evaluate.json."""
 
     def __init__(
         self,
-        fields: Sequence[Field],
+        fields: Sequence[Field] | Sequence[RecordedField],
         restorer: FieldRestorer,
         baselines: Mapping[str, Baseline],
         output_dir: str | Path = "evaluation",
@@ -44,29 +48,34 @@ class Evaluation:
         seed: int = 0,
         lpips_folder: str | Path | None = None,
         lpips_network: str = "squeeze",
+        restored: Mapping[str, str | Path] | None = None,
+        pictures: int = 0,
     ) -> None:
         """Load what scores the fields.
 
         Args:
-            fields: sharp fields, from `list_fields`.
+            fields: sharp or recorded fields, from `list_fields`.
             restorer: the method under test.
             baselines: what stands beside it, by name; a functools.partial tells its numbers.
             output_dir: where records and tables go.
-            positions_um: planes to evaluate, µm; None for the 13 of the protocol.
+            positions_um: planes to evaluate, µm; None for the 13 of the protocol, or for all that were recorded.
             crop_px: side of the centred square to keep of each field, 0 for all of it.
-            relief_um: the tissue's surface spans ± this.
-            jpeg_quality: of the simulated planes; 0 is lossless.
+            relief_um: the tissue's surface spans ± this; of simulated planes, as the next two.
+            jpeg_quality: 0 is lossless.
             seed: of relief and noise.
             lpips_folder: weights of LPIPS (squeeze), or None for the package `lpips`.
             lpips_network: alex, vgg or squeeze.
+            restored: folders of images that other methods restored, by the method's name.
+            pictures: best and worst fields to show, of each kind.
         """
-        self.fields = list(fields)
-        self.output_dir = Path(output_dir)
-        self.positions_um = plane_positions_um().tolist() if positions_um is None else list(positions_um)
+        self.fields: list[Field | RecordedField] = list(fields)
+        self.output_dir, self.pictures = Path(output_dir), pictures
+        self.positions_um = _planes(self.fields) if positions_um is None else list(positions_um)
         if not self.positions_um:
             raise ValueError("positions_um must name at least one plane, got none.")
         self.restorer, self.lpips = restorer, load_lpips(lpips_folder, lpips_network)
-        self.scorer = FieldScorer(restorer, baselines, self.lpips)
+        self.given = {name: RestoredImages(folder) for name, folder in (restored or {}).items()}
+        self.scorer = FieldScorer(restorer, baselines, self.lpips, given=self.given)
         self.camera = Camera(jpeg_quality=jpeg_quality)
         self.crop_px, self.relief_um, self.seed = crop_px, relief_um, seed
         self.commit = commit(Path(__file__).parent)
@@ -107,12 +116,22 @@ class Evaluation:
             "settings": self.settings,
         }
         write_results(summary, self.output_dir)
+        by_name = {field.name: field for field in self.fields}
+        write_pictures(choose(records, self.pictures), self.output_dir / "pictures",
+                       lambda name: self.open(by_name[name]), self.scorer.results, TITLES)
         if self.lpips.missing:
             console.print(self.lpips.missing)
         console.print(f"{len(records)} fields: {self.output_dir / 'table.md'}")
         return summary
 
-    def _record(self, field: Field, advance: Callable[[], None]) -> tuple[dict[str, Any], bool]:
+    def open(self, field: Field | RecordedField) -> Stack:
+        """The planes of a field."""
+        if isinstance(field, RecordedField):
+            return RecordedStack(field, self.crop_px, self.restorer.device)
+        sharp = read_field(field, self.crop_px).to(self.restorer.device)
+        return FocalField(field, sharp, self.relief_um, self.camera, self.seed)
+
+    def _record(self, field: Field | RecordedField, advance: Callable[[], None]) -> tuple[dict[str, Any], bool]:
         """The record of a field, and whether it had to be scored now."""
         path = self.output_dir / "fields" / (field.name.replace("/", "__") + ".json")
         key = self._key(field)
@@ -120,17 +139,23 @@ class Evaluation:
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if record.get("key") == key:
                 return record, False
-        sharp = read_field(field, self.crop_px).to(self.restorer.device)
-        focal = FocalField(field, sharp, self.relief_um, self.camera, self.seed)
-        record = {"key": key} | self.scorer.score(focal, self.positions_um, advance)
+        record = {"key": key} | self.scorer.score(self.open(field), self.positions_um, advance)
         write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return record, True
 
-    def _key(self, field: Field) -> str:
-        """Changes with the weights, any setting, the code and the field's own pixels."""
-        of_field = {"mpp": field.mpp, "sha256": hashlib.sha256(field.path.read_bytes()).hexdigest()}
+    def _key(self, field: Field | RecordedField) -> str:
+        """Changes with the weights, any setting, the code, the field's own pixels and what others made of them."""
+        of_field: dict[str, Any] = {"mpp": field.mpp, "slide": field.slide}
+        of_field["sha256"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in field.files]
+        of_field["given"] = {name: images.sha256(field.folder) for name, images in self.given.items()}
         text = json.dumps(self.settings | {"field": of_field}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _planes(fields: list[Field | RecordedField]) -> list[float]:
+    """The positions that are evaluated where none are chosen, µm."""
+    recorded = [field for field in fields if isinstance(field, RecordedField)]
+    return shared_positions_um(recorded) if recorded else plane_positions_um().tolist()
 
 
 def _numbers(method: Baseline) -> dict[str, Any]:

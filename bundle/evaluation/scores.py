@@ -1,4 +1,4 @@
-"""One field through the protocol: its planes are simulated, restored as a whole and scored against the sharp field.
+"""One field through the protocol: its planes, simulated or read, are restored as wholes and scored against the truth.
 
 The record of a field is plain JSON: that is what a killed evaluation goes on from, and what the tables are averaged of.
 """
@@ -12,13 +12,34 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bundle.evaluation.fields import FocalField
+from bundle.evaluation.fields import Field
+from bundle.evaluation.recorded import RecordedField
+from bundle.evaluation.restored_images import RestoredImages
 from bundle.optics.contrast import contrast_value
 from bundle.training.metrics import Lpips, colour_shift, psnr, ssim, ssim_uniform
 
 METRICS = ("psnr", "ssim", "ssim_uniform", "lpips")
 Figures = dict[str, float | None]  # None: not measured
 Baseline = Callable[[Tensor], Tensor]  # (B, 3, H, W) -> (B, 3, H, W)
+
+
+class Stack(Protocol):
+    """A field at any of its planes: simulated (`FocalField`) or recorded (`RecordedStack`)."""
+
+    @property
+    def field(self) -> Field | RecordedField:
+        """Which one."""
+
+    sharp: Tensor  # (3, H, W) [0, 1], what is scored against
+
+    def plane(self, position_um: float) -> Tensor:
+        """(3, H, W) in [0, 1]."""
+
+    def plane_name(self, position_um: float) -> str:
+        """Under which name an image of another method is looked for."""
+
+    def defocus_um(self, position_um: float) -> Tensor:
+        """Signed defocus of every pixel of that plane, (H, W)."""
 
 
 class FieldRestorer(Protocol):
@@ -42,7 +63,12 @@ class FieldScorer:
     """Scores every method on every plane of a field."""
 
     def __init__(
-        self, restorer: FieldRestorer, baselines: Mapping[str, Baseline], lpips: Lpips, tile_px: int = 256
+        self,
+        restorer: FieldRestorer,
+        baselines: Mapping[str, Baseline],
+        lpips: Lpips,
+        tile_px: int = 256,
+        given: Mapping[str, RestoredImages] | None = None,
     ) -> None:
         """Keep the parts.
 
@@ -51,13 +77,15 @@ class FieldScorer:
             baselines: what stands beside it, by name.
             lpips: from `load_lpips`.
             tile_px: side of the tiles on which the prompts are scored.
+            given: methods of which only the images are known, by name.
         """
         self.restorer, self.baselines, self.lpips, self.tile_px = restorer, baselines, lpips, tile_px
+        self.given = given or {}
         if lpips.distance is not None:
             lpips.distance.to(restorer.device)
 
     def score(
-        self, field: FocalField, positions_um: Sequence[float], advance: Callable[[], None] = lambda: None
+        self, field: Stack, positions_um: Sequence[float], advance: Callable[[], None] = lambda: None
     ) -> dict[str, Any]:
         """The record of one field; `advance` is called after each plane."""
         planes = []
@@ -69,16 +97,22 @@ class FieldScorer:
         return identity | {"height": height, "width": width, "planes": planes}
 
     @torch.inference_mode()
-    def _score_plane(self, field: FocalField, position_um: float) -> dict[str, Any]:
+    def results(self, field: Stack, position_um: float) -> dict[str, Tensor]:
+        """What every method makes of a plane, (3, H, W) each, the plane itself first, as "input"."""
         image = field.plane(position_um)
-        results = {"input": image}
-        results |= {name: method(image[None])[0] for name, method in self.baselines.items()}
-        stages = self.restorer.restore(image)  # sees the plane only
-        results |= stages
+        results = {"input": image} | {name: method(image[None])[0] for name, method in self.baselines.items()}
+        for name, images in self.given.items():
+            results[name] = images.read(field, position_um, image)
+        return results | self.restorer.restore(image)  # sees the plane only
+
+    @torch.inference_mode()
+    def _score_plane(self, field: Stack, position_um: float) -> dict[str, Any]:
+        results = self.results(field, position_um)
+        image, apart = results["input"], {"input", *self.baselines, *self.given}
         return {
             "defocus_um": round(position_um, 3),
             "methods": {name: self._figures(result, field.sharp) for name, result in results.items()},
-            "colour": {name: _colour_figures(result, image) for name, result in stages.items()},
+            "colour": {name: _colour_figures(result, image) for name, result in results.items() if name not in apart},
             "tiles": self._score_prompts(field, position_um, image),
         }
 
@@ -88,7 +122,7 @@ class FieldScorer:
         figures: Figures = {"psnr": float(psnr(*pair)), "ssim": float(ssim(*pair))}
         return figures | {"ssim_uniform": float(ssim_uniform(*pair)), "lpips": distance}
 
-    def _score_prompts(self, field: FocalField, position_um: float, image: Tensor) -> dict[str, list[float | None]]:
+    def _score_prompts(self, field: Stack, position_um: float, image: Tensor) -> dict[str, list[float | None]]:
         """What the prompts read off the field's tiles, and the truth beside it: lists with one entry per tile."""
         blurred, sharp = _tiles(image, self.tile_px), _tiles(field.sharp, self.tile_px)
         columns: dict[str, Tensor] = {}

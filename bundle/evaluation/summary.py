@@ -15,6 +15,7 @@ import torch
 
 from bundle.conventions import SPACING_UM
 from bundle.evaluation.scores import METRICS, Figures
+from bundle.evaluation.slide_figures import slide_summary
 from bundle.training.metrics import defocus_figures
 
 HALF_PLANE_UM = SPACING_UM / 2
@@ -43,6 +44,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "planes": planes,
         **{group: _group_average(planes, methods, limits) for group, limits in GROUPS.items()},
         "fields": [_field_average(record, methods) for record in records],
+        **slide_summary(records),
         "colour_shift": _colour(records),
         "defocus_estimator": _estimator(_column(records)),
         "prompt_restorer": _prompt_restorer(_column(records)),

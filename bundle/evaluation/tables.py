@@ -1,10 +1,11 @@
-"""A summary as files: table.md and table.csv, figure.png and summary.json, each written whole or not at all."""
+"""A summary as files, each written whole or not at all: table.md, table.csv, slides.csv, figure.png, summary.json."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bundle.evaluation.scores import METRICS, Figures
-from bundle.evaluation.summary import GROUPS
+from bundle.evaluation.slide_figures import slides_csv
+from bundle.evaluation.summary import GROUPS, average
 from bundle.slides.writer import replace_when_done
 
 DIGITS = {"psnr": 2, "ssim": 4, "ssim_uniform": 4, "lpips": 4}
@@ -33,10 +35,11 @@ COLOURS["restored"] = "tab:red"
 
 
 def write_results(summary: dict[str, Any], folder: Path) -> None:
-    """Write the four files into `folder`, replacing those of an earlier run."""
+    """Write the files into `folder`, replacing those of an earlier run."""
     write_text(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(folder / "table.md", markdown(summary))
     write_text(folder / "table.csv", comma_separated(summary))
+    write_text(folder / "slides.csv", slides_csv(summary))
     with replace_when_done(folder / "figure.png", overwrite=True) as file:
         figure(summary).savefig(file, format="png", dpi=120)
 
@@ -72,12 +75,39 @@ def markdown(summary: dict[str, Any]) -> str:
         means = summary[group]
         rows = [[_title(name), *(cell(means[name], metric) for metric in METRICS)] for name in methods]
         parts += [f"## Mean over {GROUP_TITLES[group]}", _grid(["method", *titles.values()], rows)]
+    parts += _slide_parts(summary, titles)
     for metric, title in titles.items():
         planes = summary["planes"]
         rows = [[f"{plane['defocus_um']:+.1f}", *(cell(plane[name], metric) for name in methods)] for plane in planes]
         parts += [f"## {title} by plane", _grid(["defocus, µm", *map(_title, methods)], rows)]
     parts += ["## Prompts and colour", *_prompt_lines(summary), "## Origin", _origin(summary)]
     return "\n\n".join(parts) + "\n"
+
+
+def spread_cell(spread: dict[str, float | None], metric: str) -> str:
+    """Mean ± deviation with the metric's digits; a dash where it was not measured."""
+    mean, deviation = spread["mean"], spread["deviation"]
+    if mean is None:
+        return "–"
+    digits = DIGITS[metric]
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def _slide_parts(summary: dict[str, Any], titles: dict[str, str]) -> list[str]:
+    """Mean ± deviation over slides and planes, and the means of every slide."""
+    methods, slides = methods_of(summary), summary["slides"]
+    rows = [[_title(name), *(spread_cell(summary["over_slides"][name][metric], metric) for metric in titles)]
+            for name in methods]
+    counts = f"slides: {len(slides)}, planes: {len(summary['planes'])}"
+    parts = [f"## Slides as wholes: mean ± standard deviation over slides and planes ({counts})",
+             _grid(["method", *titles.values()], rows)]
+    for metric in ("psnr", "ssim", "lpips"):
+        means = [[slide["slide"], str(slide["fields"]),
+                  *(cell(average(plane[name] for plane in slide["planes"]), metric) for name in methods)]
+                 for slide in slides]
+        parts += [f"## {titles[metric]} by slide, mean over planes",
+                  _grid(["slide", "fields", *map(_title, methods)], means)]
+    return parts
 
 
 def _title(method: str) -> str:
@@ -129,7 +159,7 @@ def comma_separated(summary: dict[str, Any]) -> str:
 
 
 def figure(summary: dict[str, Any]) -> Figure:
-    """Each metric against defocus, one line a method; a metric that was not measured has no panel."""
+    """Each measured metric against defocus: one line a method, one deviation over slides shaded."""
     first = summary["planes"][0][methods_of(summary)[0]]
     measured = {name: title for name, title in metric_titles(summary).items() if first[name] is not None}
     measured.pop("ssim_uniform", None)
@@ -139,7 +169,15 @@ def figure(summary: dict[str, Any]) -> Figure:
     for axis, (metric, title) in zip(axes, measured.items(), strict=True):
         for name in methods_of(summary):
             values = [plane[name][metric] for plane in summary["planes"]]
-            axis.plot(positions, values, marker="o", markersize=3, color=COLOURS.get(name), label=_title(name))
+            (line,) = axis.plot(positions, values, marker="o", markersize=3, color=COLOURS.get(name),
+                                label=_title(name))
+            if len(summary["slides"]) > 1:
+                over = [[slide["planes"][place][name][metric] for slide in summary["slides"]]
+                        for place in range(len(positions))]
+                means, spans = ([act(some) for some in over] for act in (statistics.fmean, statistics.stdev))
+                low, high = ([mean + sign * span for mean, span in zip(means, spans, strict=True)]
+                             for sign in (-1, 1))
+                axis.fill_between(positions, low, high, color=line.get_color(), alpha=0.08, linewidth=0)
         axis.set(xlabel="defocus, µm", ylabel=title, title=title + (" (lower is better)" if metric == "lpips" else ""))
         axis.grid(alpha=0.3)
     drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from bundle.conventions import to_signed, to_unit
 from bundle.p_diffusion.noise import noise_at
+from bundle.p_diffusion.other_schedules import GaussianChain
 from bundle.p_diffusion.schedule import ResidualShiftScheduler
 from bundle.prompts.mixture import PromptMixture
 
 
 class ResidualShiftInferer(Inferer):
-    """Residual shifting between the coarse and the all-in-focus image."""
+    """Residual shifting between the coarse and the all-in-focus image, or another method's chain in its place."""
 
-    def __init__(self, scheduler: ResidualShiftScheduler) -> None:
+    def __init__(self, scheduler: ResidualShiftScheduler | GaussianChain) -> None:
         super().__init__()
         self.scheduler = scheduler
 
@@ -65,7 +66,7 @@ class ResidualShiftInferer(Inferer):
             timestep = torch.full((coarse.shape[0],), t, dtype=torch.int64, device=coarse.device)
             x_0_pred = self._predicted(network, x_t, y_0, timestep, prompts)
             drawn = noise[steps + 1 - t] if t > 1 else torch.zeros_like(x_t)
-            x_t = self.scheduler.step(x_0_pred, timestep, x_t, drawn)
+            x_t = self.scheduler.step(x_0_pred, timestep, x_t, drawn, y_0)
         return to_unit(x_t)
 
     def _predicted(self, network: nn.Module, x_t: Tensor, y_0: Tensor, timestep: Tensor,

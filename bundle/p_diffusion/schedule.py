@@ -62,8 +62,9 @@ class ResidualShiftScheduler(Scheduler):
         """x_T where x_0 is unknown: y_0 + kappa sqrt(eta_T) noise."""
         return y_0 + self.kappa * self.eta[-1].sqrt() * noise
 
-    def step(self, x_0_pred: Tensor, timestep: Tensor, x_t: Tensor, noise: Tensor) -> Tensor:
-        """x_{t-1} ~ p(x_{t-1} | x_t) for timestep (B,); `noise` is ignored at t = 1."""
+    def step(self, x_0_pred: Tensor, timestep: Tensor, x_t: Tensor, noise: Tensor,
+             y_0: Tensor | None = None) -> Tensor:
+        """x_{t-1} ~ p(x_{t-1} | x_t) for timestep (B,); `noise` is ignored at t = 1, `y_0` (in x_t already) always."""
         now, before = self._at(timestep), self._at(timestep - 1)
         mean = before / now * x_t + (now - before) / now * x_0_pred
         return mean + self.kappa * (before / now * (now - before)).sqrt() * noise

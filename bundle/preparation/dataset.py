@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bundle.data.datalist import DATALIST
 from bundle.data.focal_stacks import FocalStack, StackSource, open_stack
 from bundle.data.splits import SECTIONS, natural_order, split_slides
 from bundle.data.stack_search import find_stacks
@@ -42,7 +43,7 @@ from bundle.slides.writer import folder_when_done, replace_when_done
 RECIPE = 1  # counted up when the same sources give other results
 FIELD_SIDE_PX = 4096  # larger stacks are cut into fields
 FIELD_BYTES = 3 * 2**30  # memory that a process needs for a field of 13 planes of that side, with room
-FIELDS, DATALIST, REPORT, LEDGER, LOCK = "fields", "datalist.json", "report.html", "made_from.json", ".lock"
+FIELDS, REPORT, LEDGER, LOCK = "fields", "report.html", "made_from.json", ".lock"
 
 
 class Plan(NamedTuple):

@@ -38,6 +38,12 @@ class Box(NamedTuple):
         return slice(row, row + self.height), slice(col, col + self.width)
 
 
+def centred(side_px: int, crop_px: int) -> tuple[int, int]:
+    """First pixel and length of the middle of a side: at most `crop_px` of it, all of it where that is 0."""
+    length = min(side_px, crop_px) if crop_px else side_px
+    return (side_px - length) // 2, length
+
+
 class TileGrid:
     """The tiles of an image of `height` x `width` px.
 

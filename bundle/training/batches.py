@@ -1,6 +1,6 @@
-"""From a batch of sharp patches to what each stage's trainer needs: (inputs, targets, args, kwargs) of MONAI engines.
+"""From a batch of patches, sharp or recorded, to what each stage's trainer needs: (inputs, targets, args, kwargs).
 
-Each class is a `prepare_batch` of a `SupervisedTrainer`. The frozen stages before the one in training run here,
+Each …Batch is a `prepare_batch` of MONAI's `SupervisedTrainer`. The frozen stages before the one in training run here,
 without gradients.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bundle.conventions import LABEL, MPP
+from bundle.conventions import CONTRAST, DEFOCUS_UM, IMAGE, LABEL, MPP
 from bundle.optics.random_defocus import DefocusSimulator, SimulatedPatches
 from bundle.p_former.network import PFormer
 from bundle.prompts.prompter import Prompter
@@ -21,9 +21,31 @@ Prepared = tuple[Any, Any, tuple, dict]
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def _simulated(simulate: DefocusSimulator, batch: dict[str, Any], device: torch.device | None) -> SimulatedPatches:
+class RecordedDefocus:
+    """In the place of a simulator: patches that a scanner recorded, with the labels of their dataset."""
+
+    def pairs(self, batch: dict[str, Any], device: torch.device | None) -> SimulatedPatches:
+        """Planes and targets of a batch of `ReadRandPatchd`."""
+        image, label = (torch.as_tensor(batch[key]).to(device=device, dtype=torch.float32) / 255
+                        for key in (IMAGE, LABEL))
+        defocus_um, contrast = (torch.as_tensor(batch[key]).to(device=device, dtype=torch.float32)
+                                for key in (DEFOCUS_UM, CONTRAST))
+        return SimulatedPatches(image, label, defocus_um, contrast)
+
+    def centre(self, sharp: Tensor) -> Tensor:
+        """The patches as they are: nothing was blurred here, so there is no margin to cut off."""
+        return sharp
+
+
+Source = DefocusSimulator | RecordedDefocus
+
+
+def pairs_of(source: Source, batch: dict[str, Any], device: torch.device | None) -> SimulatedPatches:
+    """Defocused and sharp patches of a batch with their truth, simulated or as recorded."""
+    if isinstance(source, RecordedDefocus):
+        return source.pairs(batch, device)
     sharp = torch.as_tensor(batch[LABEL]).to(device=device, dtype=torch.float32) / 255
-    return simulate(sharp, torch.as_tensor(batch[MPP], dtype=torch.float32), torch.as_tensor(batch["seed"]))
+    return source(sharp, torch.as_tensor(batch[MPP], dtype=torch.float32), torch.as_tensor(batch["seed"]))
 
 
 class KeptBatches:
@@ -54,20 +76,20 @@ def frozen(network: Network) -> Network:
 class DefocusBatch:
     """Stage 1: defocused patch -> signed distance and contrast, targets (B, 2)."""
 
-    def __init__(self, simulate: DefocusSimulator) -> None:
+    def __init__(self, simulate: Source) -> None:
         self.simulate = simulate
 
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
                  **kwargs: Any) -> Prepared:
         """Inputs (B, 3, H, W), targets (B, 2)."""
-        drawn = _simulated(self.simulate, batchdata, device)
+        drawn = pairs_of(self.simulate, batchdata, device)
         return drawn.image, torch.stack([drawn.defocus_um, drawn.contrast], 1), (), {}
 
 
 class EncoderBatch:
     """Compact encoder: sharp and blurred patches of the same tissue; the target is the sharp patch itself."""
 
-    def __init__(self, simulate: DefocusSimulator) -> None:
+    def __init__(self, simulate: Source) -> None:
         self.simulate = simulate
 
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
@@ -81,7 +103,7 @@ class EncoderBatch:
 class PromptBatch:
     """Stage 2: tokens of the defocused patch and P_D -> tokens of the sharp one."""
 
-    def __init__(self, simulate: DefocusSimulator, prompter: Prompter) -> None:
+    def __init__(self, simulate: Source, prompter: Prompter) -> None:
         self.simulate, self.prompter = simulate, frozen(prompter)
 
     @torch.no_grad()
@@ -89,7 +111,7 @@ class PromptBatch:
                  **kwargs: Any) -> Prepared:
         """Inputs P_LP (B, N, D), targets P_HP (B, N, D), P_D as argument."""
         self.prompter.to(device)
-        drawn = _simulated(self.simulate, batchdata, device)
+        drawn = pairs_of(self.simulate, batchdata, device)
         blurred, sharp = self.prompter.encoder(drawn.image), self.prompter.encoder(drawn.label)
         return blurred, sharp, (self.prompter.estimator(drawn.image).prompt,), {}
 
@@ -98,12 +120,12 @@ class PFormerBatch:
     """Stage 3: defocused patch and P_P -> sharp patch.
 
     Args:
-        simulate: draws the defocus.
+        simulate: draws the defocus, or hands on what was recorded.
         prompter: frozen.
         gate_prompts: what the gates are told, pooled and side by side, instead of P_P (ablation); see `Prompter`.
     """
 
-    def __init__(self, simulate: DefocusSimulator, prompter: Prompter,
+    def __init__(self, simulate: Source, prompter: Prompter,
                  gate_prompts: Sequence[str] | None = None) -> None:
         self.simulate, self.prompter, self.gate_prompts = simulate, frozen(prompter), gate_prompts
 
@@ -112,7 +134,7 @@ class PFormerBatch:
                  **kwargs: Any) -> Prepared:
         """Inputs and targets (B, 3, H, W), P_P (B, N, D) or the gate's prompts (B, 1, ΣD) as argument."""
         self.prompter.to(device)
-        drawn = _simulated(self.simulate, batchdata, device)
+        drawn = pairs_of(self.simulate, batchdata, device)
         if self.gate_prompts is None:
             prompt = self.prompter.pathology(drawn.image)
         else:
@@ -123,7 +145,7 @@ class PFormerBatch:
 class PDiffusionBatch:
     """Stage 4: coarse image, noise, timestep and prompts -> sharp patch."""
 
-    def __init__(self, simulate: DefocusSimulator, prompter: Prompter, p_former: PFormer | None,
+    def __init__(self, simulate: Source, prompter: Prompter, p_former: PFormer | None,
                  steps: int = 4) -> None:
         self.simulate, self.prompter, self.steps = simulate, frozen(prompter), steps
         self.p_former = None if p_former is None else frozen(p_former)
@@ -133,7 +155,7 @@ class PDiffusionBatch:
                  **kwargs: Any) -> Prepared:
         """Inputs coarse (B, 3, H, W), targets (B, 3, H, W); label, noise, timestep, prompts as arguments."""
         self.prompter.to(device)
-        drawn = _simulated(self.simulate, batchdata, device)
+        drawn = pairs_of(self.simulate, batchdata, device)
         prompts = self.prompter(drawn.image)
         coarse = drawn.image
         if self.p_former is not None:  # None: P-diffusion stands alone and starts from I_LQ

@@ -68,3 +68,11 @@ def test_planes_lose_detail_with_distance_on_uneven_tissue(fields: Path) -> None
     figures = [psnr(field.plane(position)[None], field.sharp[None]).item() for position in (0.0, 1.6, 4.8)]
     assert figures[0] > figures[1] + 3 > figures[2] + 3
     torch.testing.assert_close(field.defocus_um(1.6), 1.6 - field.relief_um)
+
+
+def test_planes_of_a_field_have_names_under_which_other_methods_keep_theirs(fields: Path) -> None:
+    """Two fields or planes of one name would be scored by each other's images."""
+    field = focal_field(fields)
+    assert [field.plane_name(position) for position in (-1.6, 0.0, 0.8)] == [
+        "plane_-1.60um", "plane_+0.00um", "plane_+0.80um"]
+    assert [one.folder for one in list_fields(fields)] == ["test__field_0", "test__field_1"]

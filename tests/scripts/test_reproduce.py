@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from PIL import Image
 
 from bundle.data.phantom import write_phantom_fields
 from bundle.prompts.defocus import DefocusEstimate
+from tests.data.dataset_files import write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -30,9 +34,11 @@ def script() -> ModuleType:
 def test_every_row_has_a_config_and_a_line_in_the_page(script: ModuleType) -> None:
     """A row that is left out is a result that somebody did not like."""
     rows = {f"table{number}_{row}" for number, table in script.TABLES.items() for row in table.rows}
+    rows |= {method.overlay for method in script.METHODS.values()} | {"table7"}
     assert {path.stem for path in (ROOT / "configs" / "ablations").glob("*.json")} == rows
     page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| .* \| `configs/ablations/(\w+)\.json`", page, flags=re.MULTILINE)) == rows
+    assert all(f"`{name}`" in page for name in script.METHODS)
 
 
 def test_every_row_of_table_4_fits_its_gates(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,16 +65,126 @@ def test_scores_are_those_of_the_paper(script: ModuleType) -> None:
     assert float(scores["MAE(distance), µm"].mean()) == pytest.approx((0.3 + 1 + 0.39) / 3)
 
 
+def typed(script: ModuleType, *arguments: str | Path) -> int:
+    """The exit code of a command line."""
+    try:
+        script.run(script.parsed([str(one) for one in arguments]))
+    except SystemExit as stop:
+        return int(str(stop.code))
+    return 0
+
+
 @pytest.mark.slow
 def test_a_table_is_trained_scored_and_written(script: ModuleType, tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """The one line of docs/reproduce.md; what a row has not learned is left blank."""
     monkeypatch.chdir(ROOT)
     fields = Path(write_phantom_fields(tmp_path / "fields", train=1, val=1, test=1, size_px=112))
-    results = script.reproduce(6, fields, tmp_path, 2, ["smoke"], 2)
-    assert results == json.loads((tmp_path / "table_6.json").read_text())["rows"]
+    assert typed(script, "--table", "6", "--data", fields, "--steps", "2", "--overlays", "smoke", "--patches", "2",
+                 "--weights", "none", "--runs", tmp_path) == 0
+    results = json.loads((tmp_path / "table_6.json").read_text())["rows"]
     assert results["contrast"]["Z-accuracy"] is None and results["distance"]["MAE(contrast)"] is None
     # Only the contrast weight differs: were the overlays without effect, these would be equal.
     assert results["distance"]["MAE(distance), µm"] != results["contrast + distance"]["MAE(distance), µm"]
     lines = (tmp_path / "table_6.md").read_text().splitlines()
     assert len(lines) == 5 and re.fullmatch(r"\| contrast \| [\d.]+ \|  \|  \|", lines[2])
+
+
+def test_a_method_is_compared_by_its_images_alone(script: ModuleType, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way for every method whose code or licence does not fit: planes out, images in, one row."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    data = write_dataset(tmp_path / "dataset", slides={"A": "training", "B": "testing", "C": "testing"})
+    line = ["--table", "1", "--data", data, "--positions-um", "-0.8", "0", "--crop-px", "64", "--runs",
+            tmp_path / "runs"]
+    assert typed(script, *line, "--write-inputs", tmp_path / "planes") == 0
+    written = sorted(path.relative_to(tmp_path / "planes").as_posix() for path in (tmp_path / "planes").rglob("*.png"))
+    assert written == [f"{slide}_1/plane_{plane}.png" for slide in "BC" for plane in ("00", "01")]
+    assert typed(script, *line, "--restored", f"same={tmp_path / 'planes'}") == 0
+    record = json.loads((tmp_path / "runs" / "table_1.json").read_text())
+    assert record["rows"]["same"] == record["rows"]["input"]
+    assert re.fullmatch(r"\d\d\.\d\d ± \d+\.\d\d", record["rows"]["same"]["PSNR, dB"])
+    assert "| same |" in (tmp_path / "runs" / "table_1.md").read_text()
+
+
+def test_methods_of_one_and_two_stages_are_trained_and_scored_on_whole_fields(
+        script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cascade whose coarse stage were not the trained one would be another method."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    data = write_dataset(tmp_path / "dataset", slides={"A": "training", "B": "validation", "C": "testing"})
+    assert typed(script, "--table", "1", "--data", data, "--rows", "resfusion", "restormer_resshift", "--steps", "1",
+                 "--overlays", "smoke", "--weights", "none", "--positions-um", "0.8", "--crop-px", "64",
+                 "--runs", tmp_path / "runs") == 0
+    rows = json.loads((tmp_path / "runs" / "table_1.json").read_text())["rows"]
+    assert list(rows) == ["input", "Resfusion", "Restormer + ResShift"]
+    place = tmp_path / "runs" / "table_1_1_steps"
+    chain = torch.load(place / "restormer_resshift" / "chain.pt", weights_only=True)
+    restormer = torch.load(place / "restormer" / "p_former" / "network.pt", weights_only=True)
+    assert all(torch.equal(chain[f"p_former.{name}"], value) for name, value in restormer.items())
+    assert not any("router" in name for name in restormer)  # Restormer has no gates
+    alone = torch.load(place / "resfusion" / "chain.pt", weights_only=True)
+    assert not any(name.startswith("p_former.") for name in alone)
+
+
+@pytest.mark.slow
+def test_encoders_are_compared_and_shown(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Table 7 with figures 5 and 6, for an encoder that is there."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    data = write_dataset(tmp_path / "dataset", slides={"A": "training", "B": "validation", "C": "testing"})
+    assert typed(script, "--table", "7", "--data", data, "--encoder", "compact", "--steps", "1", "--overlays", "smoke",
+                 "--weights", "none", "--positions-um", "0.8", "--crop-px", "64", "--patches", "4",
+                 "--runs", tmp_path / "runs") == 0
+    assert list(json.loads((tmp_path / "runs" / "table_7.json").read_text())["rows"]) == ["input", "compact"]
+    place = tmp_path / "runs" / "table_7_1_steps" / "compact"
+    assert [line.split(",")[0] for line in (place / "mse.csv").read_text().splitlines()[1:]] == ["P_LP", "P_Res", "P_P"]
+    assert (place / "t_sne.png").is_file()
+    chain = torch.load(place / "p_diffusion_with_p_p" / "chain.pt", weights_only=True)
+    restorer = torch.load(place / "p_diffusion_with_p_p" / "prompt" / "network.pt", weights_only=True)
+    assert all(torch.equal(chain[f"prompter.restorer.{name}"], value) for name, value in restorer.items())
+
+
+@pytest.mark.slow
+def test_tiles_are_classified_from_the_command_line(script: ModuleType, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Table 3 of two folders and a list, as they are published."""
+    random = np.random.default_rng(0)
+    for folder in ("sharp", "restored"):
+        (tmp_path / folder).mkdir()
+        for number in range(10):
+            pixels = random.integers(0, 256, (32, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"t{number}.png")
+    (tmp_path / "list.csv").write_text("name,label\n" + "".join(f"t{n}.png,{n % 2}\n" for n in range(10)))
+    assert typed(script, "--table", "3", "--labels", tmp_path / "list.csv", "--sharp", tmp_path / "sharp",
+                 "--restored", f"MoP={tmp_path / 'restored'}", "--steps", "1", "--runs", tmp_path / "runs") == 0
+    rows = json.loads((tmp_path / "runs" / "table_3.json").read_text())["rows"]
+    assert list(rows) == ["sharp", "MoP"] and list(rows["MoP"]) == ["auc", "accuracy", "precision", "specificity"]
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    (("--table", "4", "--data", "x"), "--steps must be at least 1 step, got 0"),
+    (("--table", "1", "--steps", "5"), "--data must name the fields"),
+    (("--table", "3", "--steps", "5"), "table 3 needs --labels CSV and --sharp FOLDER"),
+])
+def test_a_line_that_lacks_something_is_refused(script: ModuleType, line: tuple[str, ...], message: str,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    """A table that starts and fails after an hour costs the hour."""
+    assert typed(script, *line) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_the_data_is_one_sentence(script: ModuleType, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    """Not forty lines of a framework's traceback."""
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--table", "6", "--data", str(tmp_path / "absent"), "--steps",
+                                      "1", "--overlays", "smoke", "--weights", "none", "--runs", str(tmp_path / "r")])
+    monkeypatch.chdir(ROOT)
+    assert script.main() == 1
+    told = capsys.readouterr().err.strip().splitlines()
+    assert told[-1].startswith("reproduce.py: a folder of sharp fields needs index.json, but")
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--table", "1", "--data", str(tmp_path), "--restored", "x"])
+    assert script.main() == 1
+    assert "every method must be given once as NAME=FOLDER, got x." in capsys.readouterr().err

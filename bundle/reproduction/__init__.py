@@ -1,0 +1,1 @@
+"""The paper's tables: training of a row, scoring of any method by one protocol, what a table needs beside that."""
