@@ -19,6 +19,7 @@ from bundle.exporting.command import export
 from bundle.host import keep_large_allocations
 from bundle.messages import Tally, complain, known_mpp, plan_line, progress_bars, result_line, say, sentence
 from bundle.preparation.command import prepare
+from bundle.viewing.command import view
 
 if TYPE_CHECKING:
     from bundle.slide_job import Engine, Wishes
@@ -30,6 +31,7 @@ OVERVIEW = """mop: out-of-focus pathology images brought into focus.
 
     mop restore  IMAGE [IMAGE ...] --output DIR    sharper images, under the same names
     mop focus    IMAGE [IMAGE ...] --output DIR    how far each part is out of focus, µm
+    mop view     RESTORED                          before and after in the browser, deep zoom
     mop simulate IMAGE [IMAGE ...] --output DIR    a focal stack of a sharp image
     mop prepare  SOURCE --output DATASET           a scanner's focal stacks as a dataset to train on
     mop experiments [RUNS]                         MLflow's pages of the trainings
@@ -66,6 +68,10 @@ def restore(
     compression: str = "",
     quality: int = 90,
     subsampling: str = "422",
+    report: bool = False,
+    trust: bool = False,
+    samples: int = 1,
+    revert_untrusted: str = "",
     **unknown: str,
 ) -> None:
     """Usage: mop restore IMAGE [IMAGE ...] --output DIR [options]
@@ -91,6 +97,10 @@ def restore(
         --compression NAME   of a TIFF: lzw (no loss) or jpeg; default: jpeg where a scanner's slide becomes OME-TIFF
         --quality N          of JPEG in a TIFF, 1..100 (default 90)
         --subsampling N      of JPEG's colours in a TIFF, 422 (default) or 420
+        --report             NAME_report.html beside the result: what was done where, before and after, one file
+        --trust              NAME_trust.tif and .geojson (QuPath) beside the result: where to doubt it
+        --samples N          seeds of P-diffusion whose spread counts as doubt (default 1); with --trust
+        --revert-untrusted X replace what the trust map doubts with coarse (the P-former's pixels) or input
 
     JPEG is written with quality 95, PNG and TIFF without loss. A TIFF's finished blocks wait beside it meanwhile.
 
@@ -102,18 +112,25 @@ def restore(
     refuse_unknown(unknown)
     if stop_after not in ("p_former", "p_diffusion"):
         raise UsageError(f"--stop-after must be p_former or p_diffusion, got {stop_after}.")
-    from bundle.slide_job import Wishes, check_pixel_size, foretell
+    from bundle.slide_job import Wishes, check_pixel_size, check_trust, foretell
 
-    wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling)
+    wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling, report, trust, samples,
+                    revert_untrusted)  # fmt: skip
+
+    def check(reader: ImageReader) -> None:
+        check_pixel_size(reader, mpp)
+        check_trust(reader, wishes)
+
     folder = Path(output or ("restored" if dry_run else ""))
     tally = Tally()
     jobs = _readable(images, str(folder) if output or dry_run else "",
-                     lambda image: [_result_of(image, folder, wishes)], overwrite or dry_run, tally, plane,
-                     lambda reader: check_pixel_size(reader, mpp))
+                     lambda image: wishes.results(_result_of(image, folder, wishes)), overwrite or dry_run, tally,
+                     plane, check)
     if jobs:
         restorer = _slide_restorer(config, weights, device, tile_px, batch)
         network = restorer.tile_restorer
         network.stop_after, network.skip_in_focus, network.seed = stop_after, skip_in_focus, seed
+        network.samples = samples
         engine = _engine(restorer, config, weights)
         with progress_bars() as follow:
             for job in jobs:
@@ -322,7 +339,8 @@ def _restore_one(engine: Engine, job: Job, wishes: Wishes, follow: Callable[[str
     planned = any(report.kinds[kind] for kind in COPIED) or bool(wishes.mode)
     sparing = engine.restorer.tile_restorer.skip_in_focus or planned
     kinds = f", {plan_line(report.kinds)}" if planned else ""
-    say(result_line(job.image.name, report, sparing) + f"{kinds}, {job.results[0]}")
+    made = ", ".join(map(str, [job.results[0], *wishes.beside(job.results[0])]))
+    say(result_line(job.image.name, report, sparing) + f"{kinds}, {made}")
 
 
 def _focus_one(
@@ -344,6 +362,7 @@ def _focus_one(
 COMMANDS: dict[str, Callable[..., None]] = {
     "restore": restore,
     "focus": focus,
+    "view": view,
     "simulate": simulate,
     "prepare": prepare,
     "experiments": experiments,
