@@ -16,6 +16,7 @@ docs/slides.md.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,9 +80,7 @@ class TrustGauge:
             raise ValueError(f"samples and limit must be positive, got {samples} and {limit}.")
         self.samples, self.fallback, self.limit = samples, fallback, limit
         self.weights = ONE_SAMPLE if samples == 1 else MANY_SAMPLES
-        optics = (OPTICS_40X if mpp < 0.35 else OPTICS_20X)._replace(mpp=mpp)
-        # Coarser than a simulation's table: the distance itself is known to half a µm at best.
-        self.table = GainTable(optics, reach_um=6.0, grid_px=128, layer_um=0.4)
+        self.table = _table(mpp)
 
     def judge(self, image: Tensor, restoration: Restoration) -> Judgement:
         """The doubt about restored tiles, and their pixels where none of it is above the limit.
@@ -114,6 +113,14 @@ class TrustGauge:
         blurred = to_srgb(defocus(to_linear(restored), distance, self.table))
         residual = (blurred - image).square().mean(0)[None, None]
         return (smoothed(residual, WINDOW_PX) - noise_deviation(image) ** 2).clamp(min=0).sqrt()
+
+
+@functools.lru_cache(maxsize=4)
+def _table(mpp: float) -> GainTable:
+    """Gains of the standard objective nearest to the scale; it takes a second, and slides of a night share it."""
+    optics = (OPTICS_40X if mpp < 0.35 else OPTICS_20X)._replace(mpp=mpp)
+    # Coarser than a simulation's table: the distance itself is known to half a µm at best.
+    return GainTable(optics, reach_um=6.0, grid_px=128, layer_um=0.4)
 
 
 def noise_deviation(image: Tensor) -> float:
