@@ -155,14 +155,18 @@ def focus(
     weights: str = "",
     tile_px: int = 256,
     batch: int = 1,
+    plane: int | None = None,
     **unknown: str,
 ) -> None:
     """Usage: mop focus IMAGE [IMAGE ...] --output DIR [options]
 
     Writes how far each part of an image is out of focus: NAME_focus.png, coloured, with a scale in µm, and
     NAME_focus.tif, signed float32 µm, positive above best focus; large images are averaged to 2048 values a side.
+    Of a slide's tissue some tiles are looked at: NAME_focus.png, NAME_focus.geojson (outlines of tissue and of its
+    tiles by kind, for QuPath) and NAME_focus.csv (one line a tile), in seconds.
 
         --output DIR      folder of the results, made if needed
+        --plane N         which focal plane of a z-stack, from 0
         --device NAME     cpu (default) or cuda
         --mpp X           µm per pixel, where the file does not say or is wrong; trained at 0.25 and 0.5
         --overwrite       replace results of earlier runs
@@ -175,16 +179,21 @@ def focus(
         mop focus field.png --output maps
     """
     from bundle.focus_files import focus_results
+    from bundle.slides.reader import open_image
 
     refuse_unknown(unknown)
     tally = Tally()
-    jobs = _readable(images, output, lambda image: focus_results(image, Path(output)), overwrite, tally)
+    jobs = _readable(images, output, lambda image: focus_results(image, Path(output)), overwrite, tally, plane)
     if jobs:
         restorer = _slide_restorer(config, weights, device, tile_px, batch)
+        engine = _engine(restorer, config, weights)
         with progress_bars() as follow:
             for job in jobs:
-                with tally.image(job.image):
-                    _focus_one(restorer, job, mpp, overwrite, follow)
+                with tally.image(job.image), open_image(job.image, plane) as reader:
+                    if reader.is_slide:
+                        _focus_slide(engine, reader, job, mpp, overwrite)
+                    else:
+                        _focus_one(restorer, reader, job, mpp, overwrite, follow)
     tally.finish()
 
 
@@ -344,19 +353,36 @@ def _restore_one(engine: Engine, job: Job, wishes: Wishes, follow: Callable[[str
 
 
 def _focus_one(
-    restorer: SlideRestorer, job: Job, mpp: float | None, overwrite: bool, follow: Callable[[str], Progress]
-) -> None:
+    restorer: SlideRestorer, reader: ImageReader, job: Job, mpp: float | None, overwrite: bool,
+    follow: Callable[[str], Progress],
+) -> None:  # fmt: skip
     import numpy as np
 
     from bundle.focus_files import write_focus
-    from bundle.slides.reader import open_image
 
-    with open_image(job.image) as reader:
-        mpp = known_mpp(reader, mpp)
-        focus_map = restorer.focus_map(reader, follow(job.image.name))
-        write_focus(focus_map, mpp, job.image.name, job.results, overwrite)
+    mpp = known_mpp(reader, mpp)
+    focus_map = restorer.focus_map(reader, follow(job.image.name))
+    files = job.results[:2]
+    write_focus(focus_map, mpp, job.image.name, files, overwrite)
     distance = float(np.abs(focus_map.defocus_um).mean())
-    say(f"{job.image.name}: mean |defocus| {distance:.2f} µm, {', '.join(map(str, job.results))}")
+    say(f"{job.image.name}: mean |defocus| {distance:.2f} µm, {', '.join(map(str, files))}")
+
+
+def _focus_slide(engine: Engine, reader: ImageReader, job: Job, mpp: float | None, overwrite: bool) -> None:
+    import numpy as np
+
+    from bundle.slide_focus import write_slide_focus
+    from bundle.slides.tissue import find_tissue
+
+    known_mpp(reader, mpp)
+    restorer = engine.restorer
+    grid = restorer.grid(reader)
+    plan = engine.planner.plan(reader, grid, "adaptive", restorer.tile_restorer.prompter.estimator, restorer.device)
+    files = [job.results[0], *job.results[2:]]
+    write_slide_focus(reader, grid, plan, find_tissue(reader), files, overwrite)
+    distance = float(np.nanmean(np.abs(plan.defocus_um)))
+    made = ", ".join(map(str, files))
+    say(f"{job.image.name}: mean |defocus| {distance:.2f} µm, {plan_line(plan.counts())}, {made}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -1,7 +1,7 @@
 """Measure what the trust map is worth: its rank correlation with the true local error, on planes whose truth is known.
 
     python scripts/measure_trust.py ../shared/data/tiles                     # the split test
-    python scripts/measure_trust.py ../shared/data/tiles --split val --fit   # the weights in bundle/trust/gauge.py
+    python scripts/measure_trust.py ../shared/data/tiles --split val --crop-px 512 --fit   # weights of the signs
 
 Reads sharp fields (bundle/evaluation/fields.py), simulates planes of their centres over uneven tissue, restores them
 tile by tile with models/model.pt and judges them as `mop restore --trust` does. Prints, for every sign of doubt and for

@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "viewing": {"arguments", "messages", "slides"},
     "simulation": {"conventions", "optics", "slides"},
     "focus_files": {"report", "slide_restoration", "slides"},
+    "slide_focus": {"report", "slide_plan", "slide_report", "slides"},
     "evaluation": {
         "conventions", "data", "field_restoration", "optics", "prompts", "restoration", "slide_restoration", "slides",
         "training", "weights",

@@ -1,10 +1,12 @@
 """Signs of doubt about a restored tile, none of which needs the truth.
 
     I, C, R      input, P-former's output, result               (B, 3, H, W), [0, 1]
-    B            R defocused by the estimated distance           what the scanner would have recorded of R
+    B            R defocused by a distance                       what the scanner would have recorded of R
     <x>          Gaussian mean around a pixel, `WINDOW_PX`, and over the colours
 
-    reblur       sqrt(max(0, <(B - I)²> - σ²))    what of the input the result does not explain; σ: the input's noise
+    reblur       sqrt(max(0, <(B - I)²> - σ²))    what of the input the result does not explain; σ: the input's noise;
+                 B by the estimated distances or by the one of `DISTANCES_UM` that explains the tile best: the estimator
+                 errs by a µm and more, and a result is not to be doubted for that
     spread       sqrt(<variance over the seeds>)  what P-diffusion's noise decided, and not the input
     edges        sqrt(<max(0, |∇R| - S)²>)        edges that neither the P-former nor the input's contrast supports:
                  S = the larger of |∇C| and |∇I| / contrast, the largest value within `TOLERANCE_PX`
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 WINDOW_PX = 12.0  # deviation of the Gaussian mean
 TOLERANCE_PX = 3  # an edge that lies this far beside its support is the same edge
 LEAST_CONTRAST = 0.2  # below it the input's own edges are noise, and no support
+DISTANCES_UM = tuple(0.8 * k for k in range(-6, 7))
 FALLBACKS = ("coarse", "input")
 SIGNS = ("reblur", "spread", "edges")
 LAYERS = (*SIGNS, "reverted")
@@ -47,10 +50,10 @@ class Weights(NamedTuple):
     edges: float
 
 
-# Of the weights of models/model.pt, by `python scripts/measure_trust.py DATA --fit` on the split val.
-ONE_SAMPLE = Weights(1.0, 0.0, 1.0)
-MANY_SAMPLES = Weights(1.0, 1.0, 1.0)
-LIMIT = 10.0  # doubt above which a place is untrusted, grey levels of 255
+# Of the weights of models/model.pt, by `python scripts/measure_trust.py DATA --split val --crop-px 512 --fit`.
+ONE_SAMPLE = Weights(2.9, 0.0, 6.4)
+MANY_SAMPLES = Weights(1.4, 1.3, 0.0)
+LIMIT = 15.0  # doubt above which a place is untrusted, grey levels of 255: a tenth of such planes' cells
 
 
 class Judgement(NamedTuple):
@@ -109,10 +112,13 @@ class TrustGauge:
 
     def _reblur(self, image: Tensor, restored: Tensor, focus_map_um: Tensor) -> Tensor:
         """One tile: (3, H, W), (3, H, W), (1, H, W) µm -> (1, 1, H, W)."""
-        distance = focus_map_um[0].clamp(-self.table.reach_um, self.table.reach_um)
-        blurred = to_srgb(defocus(to_linear(restored), distance, self.table))
-        residual = (blurred - image).square().mean(0)[None, None]
-        return (smoothed(residual, WINDOW_PX) - noise_deviation(image) ** 2).clamp(min=0).sqrt()
+        light = to_linear(restored)
+        flat = torch.ones_like(focus_map_um[0])
+        reach = self.table.reach_um
+        candidates = [focus_map_um[0].clamp(-reach, reach), *(distance * flat for distance in DISTANCES_UM)]
+        residuals = ((to_srgb(defocus(light, one, self.table)) - image).square().mean(0) for one in candidates)
+        least = min(residuals, key=lambda residual: float(residual.mean()))
+        return (smoothed(least[None, None], WINDOW_PX) - noise_deviation(image) ** 2).clamp(min=0).sqrt()
 
 
 @functools.lru_cache(maxsize=4)
