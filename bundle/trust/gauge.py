@@ -5,7 +5,7 @@
     <x>          Gaussian mean around a pixel, `WINDOW_PX`, and over the colours
 
     reblur       sqrt(max(0, <(B - I)²> - σ²))    what of the input the result does not explain; σ: the input's noise;
-                 B by the estimated distances or by the one of `DISTANCES_UM` that explains the tile best: the estimator
+                 B by the estimated distances or by the one of `DISTANCES_UM` that explains a place best: the estimator
                  errs by a µm and more, and a result is not to be doubted for that
     spread       sqrt(<variance over the seeds>)  what P-diffusion's noise decided, and not the input
     edges        sqrt(<max(0, |∇R| - S)²>)        edges that neither the P-former nor the input's contrast supports:
@@ -51,8 +51,8 @@ class Weights(NamedTuple):
 
 
 # Of the weights of models/model.pt, by `python scripts/measure_trust.py DATA --split val --crop-px 512 --fit`.
-ONE_SAMPLE = Weights(2.9, 0.0, 6.4)
-MANY_SAMPLES = Weights(1.4, 1.3, 0.0)
+ONE_SAMPLE = Weights(3.0, 0.0, 6.3)
+MANY_SAMPLES = Weights(1.5, 1.3, 0.0)
 LIMIT = 15.0  # doubt above which a place is untrusted, grey levels of 255: a tenth of such planes' cells
 
 
@@ -115,10 +115,12 @@ class TrustGauge:
         light = to_linear(restored)
         flat = torch.ones_like(focus_map_um[0])
         reach = self.table.reach_um
-        candidates = [focus_map_um[0].clamp(-reach, reach), *(distance * flat for distance in DISTANCES_UM)]
-        residuals = ((to_srgb(defocus(light, one, self.table)) - image).square().mean(0) for one in candidates)
-        least = min(residuals, key=lambda residual: float(residual.mean()))
-        return (smoothed(least[None, None], WINDOW_PX) - noise_deviation(image) ** 2).clamp(min=0).sqrt()
+        candidates = [focus_map_um[0].clamp(-reach, reach), *(step * flat for step in DISTANCES_UM)]
+        least = torch.full_like(flat, torch.inf)
+        for distance in candidates:
+            residual = (to_srgb(defocus(light, distance, self.table)) - image).square().mean(0)
+            least = torch.minimum(least, smoothed(residual[None, None], WINDOW_PX)[0, 0])
+        return (least[None, None] - noise_deviation(image) ** 2).clamp(min=0).sqrt()
 
 
 @functools.lru_cache(maxsize=4)
