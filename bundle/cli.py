@@ -19,6 +19,7 @@ from bundle.exporting.command import export
 from bundle.host import keep_large_allocations
 from bundle.messages import Tally, complain, known_mpp, plan_line, progress_bars, result_line, say, sentence
 from bundle.preparation.command import prepare
+from bundle.viewing.command import view
 
 if TYPE_CHECKING:
     from bundle.slide_job import Engine, Wishes
@@ -30,6 +31,7 @@ OVERVIEW = """mop: out-of-focus pathology images brought into focus.
 
     mop restore  IMAGE [IMAGE ...] --output DIR    sharper images, under the same names
     mop focus    IMAGE [IMAGE ...] --output DIR    how far each part is out of focus, µm
+    mop view     RESTORED                          before and after in the browser, deep zoom
     mop simulate IMAGE [IMAGE ...] --output DIR    a focal stack of a sharp image
     mop prepare  SOURCE --output DATASET           a scanner's focal stacks as a dataset to train on
     mop experiments [RUNS]                         MLflow's pages of the trainings
@@ -66,6 +68,10 @@ def restore(
     compression: str = "",
     quality: int = 90,
     subsampling: str = "422",
+    report: bool = False,
+    trust: bool = False,
+    samples: int = 1,
+    revert_untrusted: str = "",
     **unknown: str,
 ) -> None:
     """Usage: mop restore IMAGE [IMAGE ...] --output DIR [options]
@@ -91,6 +97,10 @@ def restore(
         --compression NAME   of a TIFF: lzw (no loss) or jpeg; default: jpeg where a scanner's slide becomes OME-TIFF
         --quality N          of JPEG in a TIFF, 1..100 (default 90)
         --subsampling N      of JPEG's colours in a TIFF, 422 (default) or 420
+        --report             NAME_report.html beside the result: what was done where, before and after, one file
+        --trust              NAME_trust.tif and .geojson (QuPath) beside the result: where to doubt it
+        --samples N          seeds of P-diffusion whose spread counts as doubt (default 1); with --trust
+        --revert-untrusted X replace what the trust map doubts with coarse (the P-former's pixels) or input
 
     JPEG is written with quality 95, PNG and TIFF without loss. A TIFF's finished blocks wait beside it meanwhile.
 
@@ -102,18 +112,25 @@ def restore(
     refuse_unknown(unknown)
     if stop_after not in ("p_former", "p_diffusion"):
         raise UsageError(f"--stop-after must be p_former or p_diffusion, got {stop_after}.")
-    from bundle.slide_job import Wishes, check_pixel_size, foretell
+    from bundle.slide_job import Wishes, check_pixel_size, check_trust, foretell
 
-    wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling)
+    wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling, report, trust, samples,
+                    revert_untrusted)  # fmt: skip
+
+    def check(reader: ImageReader) -> None:
+        check_pixel_size(reader, mpp)
+        check_trust(reader, wishes)
+
     folder = Path(output or ("restored" if dry_run else ""))
     tally = Tally()
     jobs = _readable(images, str(folder) if output or dry_run else "",
-                     lambda image: [_result_of(image, folder, wishes)], overwrite or dry_run, tally, plane,
-                     lambda reader: check_pixel_size(reader, mpp))
+                     lambda image: wishes.results(_result_of(image, folder, wishes)), overwrite or dry_run, tally,
+                     plane, check)
     if jobs:
         restorer = _slide_restorer(config, weights, device, tile_px, batch)
         network = restorer.tile_restorer
         network.stop_after, network.skip_in_focus, network.seed = stop_after, skip_in_focus, seed
+        network.samples = samples
         engine = _engine(restorer, config, weights)
         with progress_bars() as follow:
             for job in jobs:
@@ -138,14 +155,18 @@ def focus(
     weights: str = "",
     tile_px: int = 256,
     batch: int = 1,
+    plane: int | None = None,
     **unknown: str,
 ) -> None:
     """Usage: mop focus IMAGE [IMAGE ...] --output DIR [options]
 
     Writes how far each part of an image is out of focus: NAME_focus.png, coloured, with a scale in µm, and
     NAME_focus.tif, signed float32 µm, positive above best focus; large images are averaged to 2048 values a side.
+    Of a slide's tissue some tiles are looked at: NAME_focus.png, NAME_focus.geojson (outlines of tissue and of its
+    tiles by kind, for QuPath) and NAME_focus.csv (one line a tile), in seconds.
 
         --output DIR      folder of the results, made if needed
+        --plane N         which focal plane of a z-stack, from 0
         --device NAME     cpu (default) or cuda
         --mpp X           µm per pixel, where the file does not say or is wrong; trained at 0.25 and 0.5
         --overwrite       replace results of earlier runs
@@ -158,16 +179,21 @@ def focus(
         mop focus field.png --output maps
     """
     from bundle.focus_files import focus_results
+    from bundle.slides.reader import open_image
 
     refuse_unknown(unknown)
     tally = Tally()
-    jobs = _readable(images, output, lambda image: focus_results(image, Path(output)), overwrite, tally)
+    jobs = _readable(images, output, lambda image: focus_results(image, Path(output)), overwrite, tally, plane)
     if jobs:
         restorer = _slide_restorer(config, weights, device, tile_px, batch)
+        engine = _engine(restorer, config, weights)
         with progress_bars() as follow:
             for job in jobs:
-                with tally.image(job.image):
-                    _focus_one(restorer, job, mpp, overwrite, follow)
+                with tally.image(job.image), open_image(job.image, plane) as reader:
+                    if reader.is_slide:
+                        _focus_slide(engine, reader, job, mpp, overwrite)
+                    else:
+                        _focus_one(restorer, reader, job, mpp, overwrite, follow)
     tally.finish()
 
 
@@ -322,28 +348,47 @@ def _restore_one(engine: Engine, job: Job, wishes: Wishes, follow: Callable[[str
     planned = any(report.kinds[kind] for kind in COPIED) or bool(wishes.mode)
     sparing = engine.restorer.tile_restorer.skip_in_focus or planned
     kinds = f", {plan_line(report.kinds)}" if planned else ""
-    say(result_line(job.image.name, report, sparing) + f"{kinds}, {job.results[0]}")
+    made = ", ".join(map(str, [job.results[0], *wishes.beside(job.results[0])]))
+    say(result_line(job.image.name, report, sparing) + f"{kinds}, {made}")
 
 
 def _focus_one(
-    restorer: SlideRestorer, job: Job, mpp: float | None, overwrite: bool, follow: Callable[[str], Progress]
-) -> None:
+    restorer: SlideRestorer, reader: ImageReader, job: Job, mpp: float | None, overwrite: bool,
+    follow: Callable[[str], Progress],
+) -> None:  # fmt: skip
     import numpy as np
 
     from bundle.focus_files import write_focus
-    from bundle.slides.reader import open_image
 
-    with open_image(job.image) as reader:
-        mpp = known_mpp(reader, mpp)
-        focus_map = restorer.focus_map(reader, follow(job.image.name))
-        write_focus(focus_map, mpp, job.image.name, job.results, overwrite)
+    mpp = known_mpp(reader, mpp)
+    focus_map = restorer.focus_map(reader, follow(job.image.name))
+    files = job.results[:2]
+    write_focus(focus_map, mpp, job.image.name, files, overwrite)
     distance = float(np.abs(focus_map.defocus_um).mean())
-    say(f"{job.image.name}: mean |defocus| {distance:.2f} µm, {', '.join(map(str, job.results))}")
+    say(f"{job.image.name}: mean |defocus| {distance:.2f} µm, {', '.join(map(str, files))}")
+
+
+def _focus_slide(engine: Engine, reader: ImageReader, job: Job, mpp: float | None, overwrite: bool) -> None:
+    import numpy as np
+
+    from bundle.slide_focus import write_slide_focus
+    from bundle.slides.tissue import find_tissue
+
+    known_mpp(reader, mpp)
+    restorer = engine.restorer
+    grid = restorer.grid(reader)
+    plan = engine.planner.plan(reader, grid, "adaptive", restorer.tile_restorer.prompter.estimator, restorer.device)
+    files = [job.results[0], *job.results[2:]]
+    write_slide_focus(reader, grid, plan, find_tissue(reader), files, overwrite)
+    distance = float(np.nanmean(np.abs(plan.defocus_um)))
+    made = ", ".join(map(str, files))
+    say(f"{job.image.name}: mean |defocus| {distance:.2f} µm, {plan_line(plan.counts())}, {made}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "restore": restore,
     "focus": focus,
+    "view": view,
     "simulate": simulate,
     "prepare": prepare,
     "experiments": experiments,

@@ -16,9 +16,9 @@ from bundle.slides.writer import replace_when_done
 
 
 def focus_results(image: Path, output: Path) -> list[Path]:
-    """The names of both files of an image: NAME_focus.png and NAME_focus.tif."""
+    """The names that may be written for an image: NAME_focus.png, .tif, and of a slide .png, .geojson, .csv."""
     stem = image.name.removesuffix(image.suffix).removesuffix(".ome")
-    return [output / f"{stem}_focus.png", output / f"{stem}_focus.tif"]
+    return [output / f"{stem}_focus.{kind}" for kind in ("png", "tif", "geojson", "csv")]
 
 
 def focus_figure(focus: FocusMap, title: str) -> Figure:
@@ -39,7 +39,7 @@ def focus_figure(focus: FocusMap, title: str) -> Figure:
 
 
 def write_focus(focus: FocusMap, mpp: float | None, title: str, results: list[Path], overwrite: bool) -> None:
-    """Write both files of `focus_results`.
+    """Write picture and numbers.
 
     Args:
         focus: the map; its sign goes to the TIFF alone: positive above best focus.

@@ -37,6 +37,7 @@ class Restoration(NamedTuple):
     defocus_um: Tensor  # (B,), signed
     contrast: Tensor  # (B,)
     seconds: dict[str, float]  # prompts, p_former, p_diffusion
+    spread: Tensor | None = None  # (B, 1, H, W) standard deviation over the samples; None of a single one
 
 
 class TileRestorer(nn.Module):
@@ -52,18 +53,21 @@ class TileRestorer(nn.Module):
         in_focus_um: below this distance a pixel is in focus; from twice this on it is fully restored.
         colour_sigma_px: low frequencies beyond this Gaussian are taken from the input; 0 leaves colours free.
         seed: of P-diffusion's noise.
+        samples: of P-diffusion, with the seeds from `seed` on; the first is the result, all together give `spread`.
     """
 
     def __init__(self, prompter: Prompter, p_former: PFormer, denoiser: Denoiser, inferer: ResidualShiftInferer,
                  stop_after: str = "p_diffusion", skip_in_focus: bool = False, in_focus_um: float = 0.4,
-                 colour_sigma_px: float = 16.0, seed: int = 0) -> None:
+                 colour_sigma_px: float = 16.0, seed: int = 0, samples: int = 1) -> None:
         super().__init__()
         if stop_after not in STAGES:
             raise ValueError(f"stop_after must be one of {STAGES}, got {stop_after!r}.")
+        if samples < 1:
+            raise ValueError(f"samples must be positive, got {samples}.")
         self.prompter, self.p_former, self.denoiser = prompter, p_former, denoiser
         self.inferer, self.scheduler = inferer, inferer.scheduler
         self.stop_after, self.skip_in_focus, self.in_focus_um = stop_after, skip_in_focus, in_focus_um
-        self.colour_sigma_px, self.seed = colour_sigma_px, seed
+        self.colour_sigma_px, self.seed, self.samples = colour_sigma_px, seed, samples
         self.stride = max(p_former.stride, denoiser.stride, prompter.estimator.stride)
 
     def forward(self, image: Tensor, location: Tensor | None = None) -> Tensor:
@@ -91,16 +95,18 @@ class TileRestorer(nn.Module):
         prompted = time.perf_counter()
         coarse = self._with_colours_of(padded, self.p_former(padded, prompts.pathology))
         formed = time.perf_counter()
-        restored = coarse
+        drawn = [coarse]
         if self.stop_after == "p_diffusion":
-            sampled = self.inferer.sample(coarse, self.denoiser, prompts, location, self.seed)
-            restored = self._with_colours_of(padded, sampled)
+            seeds = range(self.seed, self.seed + self.samples)
+            sampled = (self.inferer.sample(coarse, self.denoiser, prompts, location, seed) for seed in seeds)
+            drawn = [self._with_colours_of(padded, sample) for sample in sampled]
         diffused = time.perf_counter()
-        coarse, restored, focus_map = (x[..., :height, :width] for x in (coarse, restored, focus_map))
+        coarse, focus_map, *drawn = (x[..., :height, :width] for x in (coarse, focus_map, *drawn))
         if self.skip_in_focus:
-            coarse, restored = (self._sparing(image, x, focus_map) for x in (coarse, restored))
+            coarse, *drawn = (self._sparing(image, x, focus_map) for x in (coarse, *drawn))
+        spread = None if len(drawn) < 2 else torch.stack(drawn).std(0).square().mean(1, keepdim=True).sqrt()
         seconds = {"prompts": prompted - started, "p_former": formed - prompted, "p_diffusion": diffused - formed}
-        return Restoration(restored, coarse, focus_map, prompts.defocus_um, prompts.contrast, seconds)
+        return Restoration(drawn[0], coarse, focus_map, prompts.defocus_um, prompts.contrast, seconds, spread)
 
     def restore_given(self, image: Tensor, noise: Sequence[Tensor]) -> Tensor:
         """The chain as one expression, for exported graphs: nothing is padded, drawn or skipped.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 from bundle.messages import known_mpp, plan_line, stop_after_block
 from bundle.provenance import job_of, notes_of
-from bundle.slide_plan import Kind, SlidePlan, SlidePlanner
-from bundle.slide_restoration import Progress, SlideReport, SlideRestorer
+from bundle.slide_plan import Kind, SlidePlan, SlidePlanner, plan_all
+from bundle.slide_restoration import Progress, SlideReport, SlideRestorer, TrustKeeping
 from bundle.slides.files import Job
 from bundle.slides.ledger import free_bytes
 from bundle.slides.pyramid import Encoding, Record
 from bundle.slides.reader import DICOM_SUFFIXES, SCANNER_SUFFIXES, ImageError, ImageReader, open_image
-from bundle.slides.writer import TiffSink, open_sink
+from bundle.slides.writer import ImageSink, TiffSink, open_sink, unfinished_of
+from bundle.trust.cells import CellStore
+from bundle.trust.gauge import LAYERS, LIMIT, TrustGauge, cell_side_px
+from bundle.trust.map import TrustMap, trust_files, trust_map, write_trust
 
 # Bytes of a result for each raw byte, with its levels, on stained tissue; a guess for --dry-run.
 _SIZE_OF_RESULT = {"lzw": 0.9, "jpeg": 0.2}
@@ -29,6 +33,23 @@ class Wishes(NamedTuple):
     compression: str = ""  # lzw, jpeg, or the default: jpeg where a scanner's format becomes OME-TIFF
     quality: int = 90
     subsampling: str = "422"
+    report: bool = False  # an HTML page beside the result
+    trust: bool = False  # the trust map beside the result
+    samples: int = 1  # of P-diffusion; several want the trust map
+    revert_untrusted: str = ""  # to coarse or input; wants the trust map
+
+    @property
+    def judges(self) -> bool:
+        """Whether the run judges itself."""
+        return self.trust or self.samples > 1 or bool(self.revert_untrusted)
+
+    def beside(self, result: Path) -> list[Path]:
+        """The files that come with a result."""
+        return (trust_files(result) if self.judges else []) + ([_report_file(result)] if self.report else [])
+
+    def results(self, result: Path) -> list[Path]:
+        """All files of a run that must not be there yet: unfinished work may have left some beside its result."""
+        return [result] + ([] if unfinished_of(result).is_dir() else self.beside(result))
 
     def encoding(self, image: Path) -> Encoding:
         """How the result of an image is compressed."""
@@ -60,6 +81,7 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
         mpp = known_mpp(reader, wishes.mpp)
         work = job_of(reader, engine.weights, engine.config, _settings(engine, reader, wishes))
         record = Record(result.name, mpp, reader.icc_profile, notes_of(work, reader))
+        opened = time.perf_counter()
         with open_sink(
             result, reader.shape, record, wishes.overwrite, wishes.encoding(job.image), restorer.kept_block_px, work
         ) as sink:
@@ -70,8 +92,48 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
                 plan = _plan(engine, reader, wishes)
                 if kept is not None and plan is not None:
                     plan.save(kept)
+            planned = time.perf_counter()
+            trust = _trust_keeping(restorer, reader, mpp, wishes, sink) if wishes.judges else None
             with stop_after_block(sink.keeps_work) as stopped:
-                return restorer.restore(reader, sink, follow, plan, stopped)
+                report = restorer.restore(reader, sink, follow, plan, stopped, trust)
+            # Before the result gets its name: what a kill interrupts here is done again from the finished blocks.
+            judged = None
+            if trust is not None and mpp is not None:
+                judged = trust_map(trust.gauge, trust.cells.whole(), trust.cells.cell_px, reader.shape)
+                write_trust(judged, mpp, trust_files(result), overwrite=True)
+            if wishes.report:
+                seconds = {"plan": planned - opened, "restoration (of this run)": report.seconds}
+                _report(engine, reader, sink, plan, report, judged, record, seconds)
+            return report
+
+
+def _trust_keeping(restorer: SlideRestorer, reader: ImageReader, mpp: float | None, wishes: Wishes, sink: ImageSink
+                   ) -> TrustKeeping:  # fmt: skip
+    check_trust(reader, wishes)
+    gauge = TrustGauge(mpp or 0.0, wishes.samples, wishes.revert_untrusted)
+    folder = sink.ledger.folder / "trust" if isinstance(sink, TiffSink) else None
+    return TrustKeeping(gauge, CellStore(reader.shape, cell_side_px(restorer.kept_block_px), len(LAYERS), folder))
+
+
+def _report(engine: Engine, reader: ImageReader, sink: ImageSink, plan: SlidePlan | None, report: SlideReport,
+            trust: TrustMap | None, record: Record, seconds: dict[str, float]) -> None:
+    from bundle.slide_report.page import Account, report_page, write_report
+    from bundle.slide_report.survey import survey
+
+    started = time.perf_counter()
+    restorer = engine.restorer
+    grid = restorer.grid(reader)
+    plan = plan or plan_all(grid)
+    estimator = restorer.tile_restorer.prompter.estimator
+    seen = survey(reader, sink, grid, plan, restorer.kept_block_px, estimator, restorer.device)
+    seconds = seconds | {"survey for this page": time.perf_counter() - started}
+    account = Account(sink.path.name, reader.path.name, record.mpp, report.untouched, seconds, record.notes)
+    page = report_page(reader, sink, grid, plan, seen, account, trust)
+    write_report(_report_file(sink.path), page, overwrite=True)
+
+
+def _report_file(result: Path) -> Path:
+    return result.parent / f"{result.name.removesuffix(result.suffix).removesuffix('.ome')}_report.html"
 
 
 def foretell(engine: Engine, job: Job, wishes: Wishes) -> list[str]:
@@ -121,10 +183,21 @@ def check_pixel_size(reader: ImageReader, mpp: float | None) -> None:
         raise ImageError(f"a slide must say its µm per pixel, {reader.path.name} does not: give --mpp.")
 
 
+def check_trust(reader: ImageReader, wishes: Wishes) -> None:
+    """Refuse to judge an image whose pixel size nobody knows: how far a distance blurs depends on it.
+
+    Raises:
+        ImageError: neither the image nor the user says it.
+    """
+    if wishes.judges and not (wishes.mpp or reader.mpp):
+        raise ImageError(f"a trust map needs the µm per pixel, {reader.path.name} does not say it: give --mpp.")
+
+
 def _settings(engine: Engine, reader: ImageReader, wishes: Wishes) -> dict[str, object]:
     """What decides the pixels beside source and networks. The batch is among it: it may change the last bit."""
     network, restorer = engine.restorer.tile_restorer, engine.restorer
-    return {
+    trust = {"samples": wishes.samples, "revert_untrusted": wishes.revert_untrusted or "no", "trust_limit": LIMIT}
+    return (trust if wishes.judges else {}) | {
         "mode": plans(reader, wishes) or "every tile",
         "stop_after": network.stop_after,
         "seed": network.seed,

@@ -8,6 +8,7 @@ are the same whatever the block size, and whatever blocks an earlier run has fin
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -29,6 +30,8 @@ from bundle.tile_runs import RunTiles, TileFigures, TileResult, TileRuns
 
 if TYPE_CHECKING:
     from bundle.restoration import TileRestorer
+    from bundle.trust.cells import CellStore
+    from bundle.trust.gauge import TrustGauge
 
 FOCUS_MAP_SIDE_PX = 2048  # a focus map is averaged down to at most this many values a side
 
@@ -49,6 +52,13 @@ class SlideReport(NamedTuple):
 
 class RestorationStopped(KeyboardInterrupt):
     """The caller asked to stop; the block that was under way is finished and kept."""
+
+
+class TrustKeeping(NamedTuple):
+    """Who judges the tiles, and who keeps what was judged."""
+
+    gauge: TrustGauge
+    cells: CellStore
 
 
 class FocusMap(NamedTuple):
@@ -107,6 +117,7 @@ class SlideRestorer:
         progress: Progress | None = None,
         plan: SlidePlan | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        trust: TrustKeeping | None = None,
     ) -> SlideReport:
         """Restore `reader` into `sink`, block by block; the caller closes both, `sink` first.
 
@@ -116,6 +127,7 @@ class SlideRestorer:
             progress: called after every tile.
             plan: what each tile needs; None runs the whole chain everywhere.
             stopped: asked after every block.
+            trust: judges every restored tile; None costs nothing.
 
         Raises:
             RestorationStopped: `stopped` said so; the finished blocks are in the sink.
@@ -123,7 +135,9 @@ class SlideRestorer:
         started = time.perf_counter()
         grid = self.grid(reader)
         plan = plan or plan_all(grid)
-        runs = TileRuns(reader, grid, plan, self.kept_block_px, self.batch, self.device, self._run_restorer, 3)
+        run = functools.partial(self._run_restorer, gauge=trust.gauge if trust else None)
+        channels = 3 + (trust.cells.layers if trust else 0)
+        runs = TileRuns(reader, grid, plan, self.kept_block_px, self.batch, self.device, run, channels)
         blocks = list(grid.blocks(self.kept_block_px))
         earlier = {block: figures for block in blocks if (figures := sink.resume(block)) is not None}
         waiting = [block for block in blocks if block not in earlier and not runs.is_copy(block)]
@@ -138,7 +152,9 @@ class SlideRestorer:
                 continue
             pixels, own = runs.block(block, count)
             figures = _summed(own)
-            image = to_uint8(pixels).permute(1, 2, 0).contiguous().numpy()
+            image = to_uint8(pixels[:3]).permute(1, 2, 0).contiguous().numpy()
+            if trust is not None:
+                trust.cells.put(block, pixels[3:])
             sink.write(block.row, block.col, image, figures.tolist())
             total += figures
             if stopped():
@@ -187,7 +203,8 @@ class SlideRestorer:
             defocus_um[row : row + coarse.shape[0], col : col + coarse.shape[1]] = coarse.numpy()
         return FocusMap(defocus_um, scale)
 
-    def _run_restorer(self, image: Tensor, location: Tensor, kind: Kind) -> list[TileResult]:
+    def _run_restorer(self, image: Tensor, location: Tensor, kind: Kind, gauge: TrustGauge | None = None
+                      ) -> list[TileResult]:  # fmt: skip
         network = self.tile_restorer
         whole = network.stop_after
         # Mild: P-diffusion has nothing to add. Hopeless: what it adds would be invented.
@@ -197,11 +214,14 @@ class SlideRestorer:
         finally:
             network.stop_after = whole
         distances = restoration.defocus_um.tolist()
+        made = restoration.restored
+        if gauge is not None:
+            made = torch.cat(gauge.judge(image, restoration), 1)
         results = []
-        for source, restored, distance in zip(image, restoration.restored, distances, strict=True):
+        for source, restored, distance in zip(image, made, distances, strict=True):
             # Copied to a tensor of its own: a kept view would hold the whole batch.
             pixels = restored.float().cpu().clone()
-            untouched = float((restored == source).all(0).float().mean())
+            untouched = float((restored[:3] == source).all(0).float().mean())
             results.append(TileResult(pixels, TileFigures(distance, untouched)))
         return results
 

@@ -83,7 +83,7 @@ class TileRuns:
         fresh: dict[Box, TileResult] = {}
         for tile in self.grid.tiles_of(block):
             if self.kind(tile) in COPIED:
-                result = TileResult(self._tiles([tile])[0], self._figures_of_copy(tile))
+                result = TileResult(self._copied(tile), self._figures_of_copy(tile))
             else:
                 if tile in self._kept:
                     result = self._kept[tile]
@@ -113,6 +113,11 @@ class TileRuns:
 
     def _figures_of_copy(self, tile: Box) -> TileFigures:
         return TileFigures(float(self.plan.defocus_um[self.grid.place(tile)]), 1.0)
+
+    def _copied(self, tile: Box) -> Tensor:
+        """The source's pixels; channels beyond its three are 0."""
+        pixels = self._tiles([tile])[0]
+        return torch.cat([pixels, pixels.new_zeros(self.channels - 3, *pixels.shape[1:])])
 
     def _tiles(self, tiles: list[Box]) -> Tensor:
         """(B, 3, h, w) in [0, 1], on the CPU."""

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 # Operators of torchvision's compiled half that its Python half looks up when it is imported. timm and lpips call none
 # of them, so a placeholder signature will do.
@@ -28,3 +33,22 @@ def torchvision_schemas() -> Iterator[None]:
                 library.define(f"{name}(Tensor placeholder) -> Tensor")
     yield
     del library
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Callable[[str, tuple[int, int]], np.ndarray]:
+    """What a real browser shows of an address, (height, width, 3) uint8; skips where no Chromium is installed."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+
+    def photograph(address: str, size: tuple[int, int]) -> np.ndarray:
+        picture = tmp_path / "screenshot.png"
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--incognito",
+                   f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={size[1]},{size[0]}",
+                   "--virtual-time-budget=4000", f"--screenshot={picture}", address]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        with Image.open(picture) as image:
+            return np.asarray(image.convert("RGB"))
+
+    return photograph

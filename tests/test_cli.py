@@ -238,7 +238,7 @@ def test_bad_input_ends_in_one_sentence_and_no_file(tmp_path: Path, capsys, comm
         ),
         (
             ["restroe", "a.png"],
-            "the command must be one of restore, focus, simulate, prepare, experiments, export, doctor, got restroe",
+            "must be one of restore, focus, view, simulate, prepare, experiments, export, doctor, got restroe",
         ),
     ],
 )
@@ -493,6 +493,26 @@ def test_the_doctor_names_each_gap_and_what_to_do(tmp_path: Path, network: list[
     assert main(["doctor", *network]) == 1
     assert "model.pt is missing -> take it from the repository" in capsys.readouterr().out
     assert main(["doctor", "a.png"]) == 2
+
+
+def test_focus_of_a_slide_is_a_picture_outlines_and_a_table(tmp_path: Path, network: list[str], capsys) -> None:
+    """Who plans a night of scanning again reads the table, and QuPath shows the outlines at their places."""
+    image = tissue_slide(tmp_path / "in" / "a.svs")
+    command = ["focus", str(image), "--output", str(tmp_path / "out"), "--tile-px", "64", *network]
+    assert main(command) == 0
+    assert "strong, 0 hopeless tiles" in capsys.readouterr().out
+    assert left_in(tmp_path / "out") == ["a_focus.csv", "a_focus.geojson", "a_focus.png"]
+    header, *lines = (tmp_path / "out" / "a_focus.csv").read_text().splitlines()
+    assert header == "row_px,col_px,height_px,width_px,kind,defocus_um" and len(lines) > 20
+    inner = next(line for line in lines if line.startswith("96,624,64,64,strong,"))
+    assert float(inner.split(",")[-1]) == pytest.approx(-1.29, abs=0.06)
+    features = json.loads((tmp_path / "out" / "a_focus.geojson").read_text())["features"]
+    (tissue,) = (one["geometry"] for one in features if one["properties"]["classification"]["name"] == "Tissue")
+    cols = [col for col, _ in tissue["coordinates"][0]]
+    assert 480 <= min(cols) <= 500 and max(cols) == 900
+    strong = [one for one in features if one["properties"]["classification"]["name"] == "Strong"]
+    assert sum(one["properties"]["measurements"]["tiles"] for one in strong) == sum("strong" in x for x in lines)
+    assert main(command) == 1
 
 
 def test_focus_writes_a_picture_and_signed_numbers(tmp_path: Path, network: list[str], capsys) -> None:

@@ -30,13 +30,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "restoration": {"conventions", "optics", "prompts", "p_former", "p_diffusion"},
     "slide_plan": {"conventions", "prompts", "slides"},
     "tile_runs": {"conventions", "slide_plan", "slides"},
-    "slide_restoration": {"conventions", "restoration", "slide_plan", "slides", "tile_runs"},
+    "slide_restoration": {"conventions", "restoration", "slide_plan", "slides", "tile_runs", "trust"},
+    "trust": {"optics", "restoration", "slides"},  # what the scanner would have recorded of a result is optics
+    "slide_report": {"conventions", "prompts", "report", "slide_plan", "slides", "trust", "viewing"},
     "field_restoration": {"conventions", "restoration", "slides"},
     "report": {"conventions", "restoration", "slides"},
     "loading": {"conventions", "restoration", "slide_plan", "weights"},
     "provenance": {"slides"},
     "doctor": {"loading", "provenance", "slides"},
-    "slide_job": {"loading", "messages", "provenance", "slide_plan", "slide_restoration", "slides"},
+    "slide_job": {
+        "loading", "messages", "provenance", "slide_plan", "slide_report", "slide_restoration", "slides", "trust",
+    },
     "messages": {"slide_plan", "slide_restoration", "slides"},
     "image_restorer": {"conventions", "field_restoration", "loading", "restoration", "slides"},
     # Its command is a part of `cli` with a file of its own: hence arguments, loading and messages. The MLflow model
@@ -44,8 +48,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exporting": {
         "arguments", "conventions", "image_restorer", "loading", "messages", "p_former", "restoration", "slides",
     },
+    # Its command is a part of `cli` with a file of its own: hence arguments and messages.
+    "viewing": {"arguments", "messages", "slides"},
     "simulation": {"conventions", "optics", "slides"},
     "focus_files": {"report", "slide_restoration", "slides"},
+    "slide_focus": {"report", "slide_plan", "slide_report", "slides"},
     "evaluation": {
         "conventions", "data", "field_restoration", "optics", "prompts", "restoration", "slide_restoration", "slides",
         "training", "weights",

@@ -138,6 +138,14 @@ class ImageSink(ABC):
             self._counted(block)
         return figures
 
+    def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.uint8]:
+        """Pixels of finished blocks, (height, width, 3), before the file is written.
+
+        Raises:
+            NotImplementedError: this kind of sink lets go of its blocks.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must keep its blocks to be read, it does not.")
+
     def _counted(self, box: Box) -> Box:
         if box.overlap(Box(0, 0, *self.shape)) != box:
             inside = f"{self.shape[0]} x {self.shape[1]} px image"
@@ -198,6 +206,9 @@ class RasterSink(ImageSink):
     def _put(self, box: Box, pixels: NDArray[np.uint8], figures: Sequence[float]) -> None:
         self._pixels[box.row : box.bottom, box.col : box.right] = pixels
 
+    def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.uint8]:
+        return self._pixels[row : row + height, col : col + width].copy()
+
     def _encode(self, file: IO[bytes]) -> None:
         from PIL import Image
 
@@ -251,15 +262,18 @@ class TiffSink(ImageSink):
     def _waiting_room(self) -> Path | None:
         return self.ledger.folder  # what a killed run leaves there goes with the ledger
 
-    def _rows(self, row: int, rows: int) -> NDArray[np.uint8]:
-        strip = Box(row, 0, rows, self.shape[1])
-        pixels = np.empty((rows, self.shape[1], 3), np.uint8)
-        for top in range(row // self.block_px * self.block_px, strip.bottom, self.block_px):
-            for left in range(0, self.shape[1], self.block_px):
-                part = Box(top, left, self.block_px, self.block_px).overlap(strip)
+    def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.uint8]:
+        box = Box(row, col, height, width)
+        pixels = np.empty((height, width, 3), np.uint8)
+        for top in range(row // self.block_px * self.block_px, box.bottom, self.block_px):
+            for left in range(col // self.block_px * self.block_px, box.right, self.block_px):
+                part = Box(top, left, self.block_px, self.block_px).overlap(box)
                 source = self._copied.get((top, left))
-                pixels[part.within(strip)] = self.ledger.read(part) if source is None else source.read(*part)
+                pixels[part.within(box)] = self.ledger.read(part) if source is None else source.read(*part)
         return pixels
+
+    def _rows(self, row: int, rows: int) -> NDArray[np.uint8]:
+        return self.read(row, 0, rows, self.shape[1])
 
     def _encode(self, file: IO[bytes]) -> None:
         write_pyramid(file, self.shape, self._rows, self.encoding, self.record, is_ome_name(self.path),

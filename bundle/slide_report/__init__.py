@@ -1,0 +1,1 @@
+"""What became of a slide, as one HTML page that needs neither network nor server."""
