@@ -72,6 +72,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "dry_run": _switch,
     "skip_in_focus": _switch,
     "overwrite": _switch,
+    "strict": _switch,
 }
 
 

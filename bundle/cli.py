@@ -66,6 +66,7 @@ def restore(
     compression: str = "",
     quality: int = 90,
     subsampling: str = "422",
+    strict: bool = False,
     **unknown: str,
 ) -> None:
     """Usage: mop restore IMAGE [IMAGE ...] --output DIR [options]
@@ -91,6 +92,7 @@ def restore(
         --compression NAME   of a TIFF: lzw (no loss) or jpeg; default: jpeg where a scanner's slide becomes OME-TIFF
         --quality N          of JPEG in a TIFF, 1..100 (default 90)
         --subsampling N      of JPEG's colours in a TIFF, 422 (default) or 420
+        --strict             stop a slide at a tile that cannot be decoded; default: it is left grey and counted
 
     JPEG is written with quality 95, PNG and TIFF without loss. A TIFF's finished blocks wait beside it meanwhile.
 
@@ -104,7 +106,7 @@ def restore(
         raise UsageError(f"--stop-after must be p_former or p_diffusion, got {stop_after}.")
     from bundle.slide_job import Wishes, check_pixel_size, foretell
 
-    wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling)
+    wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling, strict)
     folder = Path(output or ("restored" if dry_run else ""))
     tally = Tally()
     jobs = _readable(images, str(folder) if output or dry_run else "",
@@ -323,6 +325,9 @@ def _restore_one(engine: Engine, job: Job, wishes: Wishes, follow: Callable[[str
     sparing = engine.restorer.tile_restorer.skip_in_focus or planned
     kinds = f", {plan_line(report.kinds)}" if planned else ""
     say(result_line(job.image.name, report, sparing) + f"{kinds}, {job.results[0]}")
+    if report.unreadable:
+        complain(f"warning: {report.unreadable} tiles of {job.image.name} hold parts that cannot be decoded: "
+                 "they are copied, what is lost is grey.")  # fmt: skip
 
 
 def _focus_one(

@@ -7,13 +7,16 @@ from typing import NamedTuple
 
 from bundle.messages import known_mpp, plan_line, stop_after_block
 from bundle.provenance import job_of, notes_of
-from bundle.slide_plan import Kind, SlidePlan, SlidePlanner
+from bundle.slide_plan import Kind, NoTissueError, SlidePlan, SlidePlanner
 from bundle.slide_restoration import Progress, SlideReport, SlideRestorer
+from bundle.slides.damage import MarkingReader
 from bundle.slides.files import Job
+from bundle.slides.grid import Box
 from bundle.slides.ledger import free_bytes
 from bundle.slides.pyramid import Encoding, Record
 from bundle.slides.reader import DICOM_SUFFIXES, SCANNER_SUFFIXES, ImageError, ImageReader, open_image
-from bundle.slides.writer import TiffSink, open_sink
+from bundle.slides.tissue import PICTURE_PX
+from bundle.slides.writer import TiffSink, open_sink, replace_when_done, unfinished_of
 
 # Bytes of a result for each raw byte, with its levels, on stained tissue; a guess for --dry-run.
 _SIZE_OF_RESULT = {"lzw": 0.9, "jpeg": 0.2}
@@ -29,6 +32,7 @@ class Wishes(NamedTuple):
     compression: str = ""  # lzw, jpeg, or the default: jpeg where a scanner's format becomes OME-TIFF
     quality: int = 90
     subsampling: str = "422"
+    strict: bool = False  # a tile that cannot be decoded stops its slide; else it is grey and counted
 
     def encoding(self, image: Path) -> Encoding:
         """How the result of an image is compressed."""
@@ -50,12 +54,14 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
 
     Raises:
         ImageError: the image cannot be restored.
+        NoTissueError: a slide shows none; its picture lies beside where the result would be.
         ValueError: the source or the settings changed since the unfinished run.
         RestorationStopped: Ctrl-C; the finished blocks are kept.
     """
     result = job.results[0]
     restorer = engine.restorer
-    with open_image(job.image, wishes.plane) as reader:
+    with open_image(job.image, wishes.plane) as source:
+        reader = source if wishes.strict else MarkingReader(source)
         check_pixel_size(reader, wishes.mpp)
         mpp = known_mpp(reader, wishes.mpp)
         work = job_of(reader, engine.weights, engine.config, _settings(engine, reader, wishes))
@@ -67,17 +73,28 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
             if kept is not None and kept.is_file():
                 plan: SlidePlan | None = SlidePlan.load(kept)
             else:
-                plan = _plan(engine, reader, wishes)
+                plan = _plan_or_picture(engine, reader, wishes, result)
                 if kept is not None and plan is not None:
                     plan.save(kept)
             with stop_after_block(sink.keeps_work) as stopped:
-                return restorer.restore(reader, sink, follow, plan, stopped)
+                report = restorer.restore(reader, sink, follow, plan, stopped)
+            if wishes.strict and report.unreadable:
+                raise ImageError(
+                    f"every tile must be readable with --strict, an earlier run without it marked {report.unreadable}: "
+                    f"delete {unfinished_of(result)} first."
+                )
+        if isinstance(reader, MarkingReader) and reader.marked and plan is not None:
+            copies = restorer.copied_tiles(reader, plan)  # the sink has read them by now
+            marked = sum(any(_touch(tile, place) for place in reader.marked) for tile in copies)
+            report = report._replace(unreadable=report.unreadable + marked)
+        return report
 
 
 def foretell(engine: Engine, job: Job, wishes: Wishes) -> list[str]:
     """What `restore_image` would do: tiles of each kind, minutes and disk, one line each; nothing is written."""
     restorer = engine.restorer
-    with open_image(job.image, wishes.plane) as reader:
+    with open_image(job.image, wishes.plane) as source:
+        reader = source if wishes.strict else MarkingReader(source)
         check_pixel_size(reader, wishes.mpp)
         known_mpp(reader, wishes.mpp)
         plan = _plan(engine, reader, wishes)
@@ -109,6 +126,26 @@ def _plan(engine: Engine, reader: ImageReader, wishes: Wishes) -> SlidePlan | No
     restorer = engine.restorer
     estimator = restorer.tile_restorer.prompter.estimator
     return engine.planner.plan(reader, restorer.grid(reader), mode, estimator, restorer.device)
+
+
+def _plan_or_picture(engine: Engine, reader: ImageReader, wishes: Wishes, result: Path) -> SlidePlan | None:
+    try:
+        return _plan(engine, reader, wishes)
+    except NoTissueError as error:
+        from PIL import Image
+
+        picture = result.with_name(f"{result.name.partition('.')[0]}_no_tissue.png")
+        small = reader.read_scaled(Box(0, 0, *reader.shape), max(1.0, max(reader.shape) / PICTURE_PX))
+        with replace_when_done(picture, overwrite=True) as file:
+            Image.fromarray(small).save(file, "PNG")
+        raise NoTissueError(
+            f"a slide must show tissue, none was found in {reader.path.name}: look at {picture}."
+        ) from error
+
+
+def _touch(one: Box, other: Box) -> bool:
+    shared = one.overlap(other)
+    return shared.height > 0 and shared.width > 0
 
 
 def check_pixel_size(reader: ImageReader, mpp: float | None) -> None:

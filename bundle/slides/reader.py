@@ -108,6 +108,10 @@ class ImageReader(ABC):
             raise ValueError(f"a region must lie inside the {inside}, got {tuple(box)}.")
         return self._read(box, level)
 
+    def damaged(self, box: Box, level: int = 0) -> bool:
+        """Whether the reading of exactly this rectangle met pixels that cannot be decoded; see damage.py."""
+        return False
+
     def read_at(self, box: Box, mpp: float) -> NDArray[np.uint8]:
         """A rectangle of level 0 at a wanted µm per pixel; see `read_scaled`.
 
