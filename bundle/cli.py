@@ -324,7 +324,8 @@ def _restore_one(engine: Engine, job: Job, wishes: Wishes, follow: Callable[[str
     planned = any(report.kinds[kind] for kind in COPIED) or bool(wishes.mode)
     sparing = engine.restorer.tile_restorer.skip_in_focus or planned
     kinds = f", {plan_line(report.kinds)}" if planned else ""
-    say(result_line(job.image.name, report, sparing) + f"{kinds}, {job.results[0]}")
+    kept = f", {report.kept}" if report.kept else ""
+    say(result_line(job.image.name, report, sparing) + f"{kinds}{kept}, {job.results[0]}")
     if report.unreadable:
         complain(f"warning: {report.unreadable} tiles of {job.image.name} hold parts that cannot be decoded: "
                  "they are copied, what is lost is grey.")  # fmt: skip

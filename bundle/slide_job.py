@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from bundle.slide_restoration import Progress, SlideReport, SlideRestorer
 from bundle.slides.damage import MarkingReader
 from bundle.slides.files import Job
 from bundle.slides.grid import Box
+from bundle.slides.jpeg_tiles import CannotCopyError, JpegTiles
 from bundle.slides.ledger import free_bytes
 from bundle.slides.pyramid import Encoding, Record
 from bundle.slides.reader import DICOM_SUFFIXES, SCANNER_SUFFIXES, ImageError, ImageReader, open_image
@@ -76,6 +78,7 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
                 plan = _plan_or_picture(engine, reader, wishes, result)
                 if kept is not None and plan is not None:
                     plan.save(kept)
+            told = _keep_tiles(engine, reader, sink, plan) if isinstance(sink, TiffSink) else None
             with stop_after_block(sink.keeps_work) as stopped:
                 report = restorer.restore(reader, sink, follow, plan, stopped)
             if wishes.strict and report.unreadable:
@@ -87,7 +90,7 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
             copies = restorer.copied_tiles(reader, plan)  # the sink has read them by now
             marked = sum(any(_touch(tile, place) for place in reader.marked) for tile in copies)
             report = report._replace(unreadable=report.unreadable + marked)
-        return report
+        return report._replace(kept=told() if told else "")
 
 
 def foretell(engine: Engine, job: Job, wishes: Wishes) -> list[str]:
@@ -141,6 +144,34 @@ def _plan_or_picture(engine: Engine, reader: ImageReader, wishes: Wishes, result
         raise NoTissueError(
             f"a slide must show tissue, none was found in {reader.path.name}: look at {picture}."
         ) from error
+
+
+def _keep_tiles(engine: Engine, reader: ImageReader, sink: TiffSink, plan: SlidePlan | None
+                ) -> Callable[[], str] | None:  # fmt: skip
+    """Let the result take the source's JPEG tiles where nothing changes.
+
+    Returns:
+        What to say about it once the result is written; None where it is not asked for.
+    """
+    if plan is None or sink.encoding.compression != "jpeg":
+        return None
+    untouched = engine.restorer.untouched(reader, plan)
+
+    def keeps(box: Box) -> bool:
+        if not untouched(box):
+            return False
+        if isinstance(reader, MarkingReader) and any(_touch(box, place) for place in reader.marked):
+            reader.read(*box)
+            return not reader.damaged(box)
+        return True
+
+    try:
+        tiles = JpegTiles(reader, keeps, sink.encoding.quality)
+    except CannotCopyError as error:
+        reason = f"all tiles encoded anew: {error}"
+        return lambda: reason
+    sink.source_tiles = tiles
+    return lambda: f"{tiles.copied} of {tiles.count} tiles kept as the source has them"
 
 
 def _touch(one: Box, other: Box) -> bool:

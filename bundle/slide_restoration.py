@@ -47,6 +47,7 @@ class SlideReport(NamedTuple):
     seconds: float
     kinds: dict[Kind, int]  # tiles of each kind
     unreadable: int = 0  # tiles of which parts could not be decoded: copied, the damage is grey
+    kept: str = ""  # how many of the source's encoded tiles are in the result as they were, or why none is
 
 
 class RestorationStopped(KeyboardInterrupt):
@@ -161,6 +162,10 @@ class SlideRestorer:
         runs = self._tile_runs(reader, plan)
         blocks = self.grid(reader).blocks(self.kept_block_px)
         return runs.runs(block for block in blocks if not runs.is_copy(block))
+
+    def untouched(self, reader: ImageReader, plan: SlidePlan) -> Callable[[Box], bool]:
+        """Whether `restore` leaves every pixel of a rectangle as the source has it."""
+        return self._tile_runs(reader, plan).is_copy
 
     def copied_tiles(self, reader: ImageReader, plan: SlidePlan) -> Iterator[Box]:
         """The tiles that start in blocks which `restore` leaves to the sink to copy."""

@@ -36,6 +36,10 @@ class MarkingReader(ImageReader):
     def files(self) -> list[Path]:
         return self._source.files
 
+    @property
+    def tiff_page(self) -> int | None:
+        return self._source.tiff_page
+
     def damaged(self, box: Box, level: int = 0) -> bool:
         return (box, level) in self._damaged
 

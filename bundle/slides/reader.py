@@ -90,6 +90,11 @@ class ImageReader(ABC):
         """Every file that holds pixels of the image."""
         return [self.path]
 
+    @property
+    def tiff_page(self) -> int | None:
+        """Which page of a TIFF, from 0, holds level 0 with its pixels in place; None where none does."""
+        return None
+
     def read(self, row: int, col: int, height: int, width: int, level: int = 0) -> NDArray[np.uint8]:
         """The pixels of a rectangle of a level, (height, width, 3) uint8, a copy.
 

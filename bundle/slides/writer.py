@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.slides.grid import Box
+from bundle.slides.jpeg_tiles import JpegTiles
 from bundle.slides.ledger import FIGURES, BlockLedger
 from bundle.slides.pyramid import Encoding, Record, write_pyramid
 from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES, ImageReader
@@ -238,6 +239,7 @@ class TiffSink(ImageSink):
             self.ledger = BlockLedger(folder, shape, block_px, job or {})
         self.ledger.lock()
         self._copied: dict[tuple[int, int], ImageReader] = {}
+        self.source_tiles: JpegTiles | None = None  # go into the result as they are where nothing was changed
 
     def _put(self, box: Box, pixels: NDArray[np.uint8], figures: Sequence[float]) -> None:
         self.ledger.put(box, pixels, figures)
@@ -263,10 +265,12 @@ class TiffSink(ImageSink):
 
     def _encode(self, file: IO[bytes]) -> None:
         write_pyramid(file, self.shape, self._rows, self.encoding, self.record, is_ome_name(self.path),
-                      self.ledger.folder)  # fmt: skip
+                      self.ledger.folder, self.source_tiles)  # fmt: skip
 
     def _release(self, failed: bool) -> None:
         self._copied.clear()
+        if self.source_tiles is not None:
+            self.source_tiles.close()
         if not (failed and self.keeps_work) or self.ledger.empty:
             self.ledger.remove()
         self.ledger.release()
