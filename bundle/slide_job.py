@@ -18,7 +18,7 @@ from bundle.slides.ledger import free_bytes
 from bundle.slides.pyramid import Encoding, Record
 from bundle.slides.reader import DICOM_SUFFIXES, SCANNER_SUFFIXES, ImageError, ImageReader, open_image
 from bundle.slides.tissue import PICTURE_PX
-from bundle.slides.writer import TiffSink, open_sink, replace_when_done, unfinished_of
+from bundle.slides.writer import LedgerSink, TiffSink, open_sink, replace_when_done, unfinished_of
 
 # Bytes of a result for each raw byte, with its levels, on stained tissue; a guess for --dry-run.
 _SIZE_OF_RESULT = {"lzw": 0.9, "jpeg": 0.2}
@@ -71,7 +71,7 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
         with open_sink(
             result, reader.shape, record, wishes.overwrite, wishes.encoding(job.image), restorer.kept_block_px, work
         ) as sink:
-            kept = sink.ledger.folder / "plan.npz" if isinstance(sink, TiffSink) else None
+            kept = sink.ledger.folder / "plan.npz" if isinstance(sink, LedgerSink) else None
             if kept is not None and kept.is_file():
                 plan: SlidePlan | None = SlidePlan.load(kept)
             else:

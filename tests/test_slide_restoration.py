@@ -100,7 +100,7 @@ class MemorySink(ImageSink):
     def _put(self, box: Box, pixels: np.ndarray, figures: Sequence[float]) -> None:
         self.pixels[box.row : box.bottom, box.col : box.right] = pixels
 
-    def _encode(self, file: object) -> None:
+    def _save(self) -> None:
         pass
 
     def _release(self, failed: bool) -> None:

@@ -129,7 +129,10 @@ class BlockLedger:
             self.release()
             raise ValueError(f"{self.folder} is being written by another process: wait for it or stop it.") from error
         for unfinished in self.folder.glob(".mop-*.tmp"):  # files of a killed run
-            unfinished.unlink()
+            if unfinished.is_dir():
+                shutil.rmtree(unfinished)
+            else:
+                unfinished.unlink()
 
     def release(self) -> None:
         """Let others in."""
