@@ -67,6 +67,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "plane": _whole("--plane", 0),
     "quality": _whole("--quality", 1),
     "mode": _choice("--mode", "full", "coarse", "adaptive"),
+    "engine": _choice("--engine", "local", "ray"),
     "compression": _choice("--compression", "lzw", "jpeg"),
     "subsampling": _choice("--subsampling", "420", "422"),
     "dry_run": _switch,

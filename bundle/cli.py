@@ -21,8 +21,8 @@ from bundle.messages import Tally, complain, known_mpp, plan_line, progress_bars
 from bundle.preparation.command import prepare
 
 if TYPE_CHECKING:
-    from bundle.slide_job import Engine, Wishes
-    from bundle.slide_restoration import Progress, SlideRestorer
+    from bundle.slide_job import Recipe, Wishes
+    from bundle.slide_restoration import Progress, SlideReport, SlideRestorer
     from bundle.slides.files import Job
     from bundle.slides.reader import ImageReader
 
@@ -67,6 +67,8 @@ def restore(
     quality: int = 90,
     subsampling: str = "422",
     strict: bool = False,
+    engine: str = "local",
+    workers: int | None = None,
     **unknown: str,
 ) -> None:
     """Usage: mop restore IMAGE [IMAGE ...] --output DIR [options]
@@ -92,6 +94,8 @@ def restore(
         --compression NAME   of a TIFF: lzw (no loss) or jpeg; default: jpeg where a scanner's slide becomes OME-TIFF
         --quality N          of JPEG in a TIFF, 1..100 (default 90)
         --subsampling N      of JPEG's colours in a TIFF, 422 (default) or 420
+        --engine NAME        local (default), or ray: several slides at once, on RAY_ADDRESS or on this machine
+        --workers N          of --engine ray; default: one a GPU, or one for every 4 cores
         --strict             stop a slide at a tile that cannot be decoded; default: it is left grey and counted
 
     JPEG is written with quality 95, PNG and TIFF without loss. A TIFF's finished blocks wait beside it meanwhile.
@@ -104,7 +108,8 @@ def restore(
     refuse_unknown(unknown)
     if stop_after not in ("p_former", "p_diffusion"):
         raise UsageError(f"--stop-after must be p_former or p_diffusion, got {stop_after}.")
-    from bundle.slide_job import Wishes, check_pixel_size, foretell
+    from bundle.loading import CONFIG, WEIGHTS
+    from bundle.slide_job import Recipe, Wishes, check_pixel_size
 
     wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling, strict)
     folder = Path(output or ("restored" if dry_run else ""))
@@ -112,19 +117,12 @@ def restore(
     jobs = _readable(images, str(folder) if output or dry_run else "",
                      lambda image: [_result_of(image, folder, wishes)], overwrite or dry_run, tally, plane,
                      lambda reader: check_pixel_size(reader, mpp))
-    if jobs:
-        restorer = _slide_restorer(config, weights, device, tile_px, batch)
-        network = restorer.tile_restorer
-        network.stop_after, network.skip_in_focus, network.seed = stop_after, skip_in_focus, seed
-        engine = _engine(restorer, config, weights)
-        with progress_bars() as follow:
-            for job in jobs:
-                with tally.image(job.image):
-                    if dry_run:
-                        for line in foretell(engine, job, wishes):
-                            say(line)
-                    else:
-                        _restore_one(engine, job, wishes, follow)
+    recipe = Recipe(Path(config or CONFIG), Path(weights or WEIGHTS), device, tile_px, batch, stop_after,
+                    skip_in_focus, seed)  # fmt: skip
+    if jobs and engine == "ray" and not dry_run:
+        _restore_by_ray(recipe, jobs, wishes, workers, tally)
+    elif jobs:
+        _restore_here(recipe, jobs, wishes, dry_run, tally)
     tally.finish()
 
 
@@ -308,21 +306,38 @@ def _slide_restorer(config: str, weights: str, device: str, tile_px: int, batch:
     return SlideRestorer(network, tile_px, overlap_px=tile_px // 4, batch=batch)
 
 
-def _engine(restorer: SlideRestorer, config: str, weights: str) -> Engine:
-    from bundle.loading import CONFIG, WEIGHTS, load_slide_planner
-    from bundle.slide_job import Engine
+def _restore_here(recipe: Recipe, jobs: list[Job], wishes: Wishes, dry_run: bool, tally: Tally) -> None:
+    from bundle.slide_job import foretell, restore_image
 
-    files = Path(config or CONFIG), Path(weights or WEIGHTS)
-    return Engine(restorer, load_slide_planner(files[0]), *files)
+    engine = recipe.engine()
+    with progress_bars() as follow:
+        for job in jobs:
+            with tally.image(job.image):
+                if dry_run:
+                    for line in foretell(engine, job, wishes):
+                        say(line)
+                else:
+                    report = restore_image(engine, job, wishes, follow(job.image.name))
+                    _tell(job, report, wishes, recipe.skip_in_focus)
 
 
-def _restore_one(engine: Engine, job: Job, wishes: Wishes, follow: Callable[[str], Progress]) -> None:
-    from bundle.slide_job import restore_image
+def _restore_by_ray(recipe: Recipe, jobs: list[Job], wishes: Wishes, workers: int | None, tally: Tally) -> None:
+    from bundle.ray_engine import restore_all
+
+    for outcome in restore_all(recipe, jobs, wishes, workers):
+        for line in outcome.complaints:
+            complain(line.removeprefix("mop: "))
+        if outcome.report is None:
+            tally.failed += 1
+        else:
+            _tell(outcome.job, outcome.report, wishes, recipe.skip_in_focus)
+
+
+def _tell(job: Job, report: SlideReport, wishes: Wishes, skip_in_focus: bool) -> None:
     from bundle.slide_plan import COPIED
 
-    report = restore_image(engine, job, wishes, follow(job.image.name))
     planned = any(report.kinds[kind] for kind in COPIED) or bool(wishes.mode)
-    sparing = engine.restorer.tile_restorer.skip_in_focus or planned
+    sparing = skip_in_focus or planned
     kinds = f", {plan_line(report.kinds)}" if planned else ""
     kept = f", {report.kept}" if report.kept else ""
     say(result_line(job.image.name, report, sparing) + f"{kinds}{kept}, {job.results[0]}")

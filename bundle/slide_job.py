@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from bundle.loading import load_slide_planner, load_tile_restorer
 from bundle.messages import known_mpp, plan_line, stop_after_block
 from bundle.provenance import job_of, notes_of
 from bundle.slide_plan import Kind, NoTissueError, SlidePlan, SlidePlanner
@@ -49,6 +50,26 @@ class Engine(NamedTuple):
     planner: SlidePlanner
     config: Path
     weights: Path
+
+
+class Recipe(NamedTuple):
+    """How an engine is built, wherever it is built."""
+
+    config: Path
+    weights: Path
+    device: str = "cpu"
+    tile_px: int = 256
+    batch: int = 1
+    stop_after: str = "p_diffusion"
+    skip_in_focus: bool = False
+    seed: int = 0
+
+    def engine(self) -> Engine:
+        """The engine; see `load_tile_restorer` for what can be wrong with its files."""
+        network = load_tile_restorer(self.config, self.weights, self.device)
+        network.stop_after, network.skip_in_focus, network.seed = self.stop_after, self.skip_in_focus, self.seed
+        restorer = SlideRestorer(network, self.tile_px, overlap_px=self.tile_px // 4, batch=self.batch)
+        return Engine(restorer, load_slide_planner(self.config), self.config, self.weights)
 
 
 def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) -> SlideReport:

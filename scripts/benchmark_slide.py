@@ -39,7 +39,7 @@ from bundle.loading import CONFIG, WEIGHTS, load_slide_planner, load_tile_restor
 from bundle.optics.focal_stack import GainTable, random_relief_um, simulate_plane
 from bundle.optics.pupil import OPTICS_40X
 from bundle.slide_job import Engine, Wishes, restore_image
-from bundle.slide_plan import SlidePlan, SlidePlanner
+from bundle.slide_plan import MODES, SlidePlan, SlidePlanner
 from bundle.slide_restoration import SlideRestorer
 from bundle.slides import writer
 from bundle.slides.blend import BlockBlend
@@ -187,7 +187,7 @@ def make_slide(folder: Path, tiles: Path, side: int, tissue: float, seed: int) -
     return path
 
 
-def measure(engine: Engine, source: Path, result: Path, device: str) -> tuple[dict[str, Cost], dict[str, Any]]:
+def measure(engine: Engine, source: Path, result: Path, device: str, mode: str) -> tuple[dict[str, Cost], dict[str, Any]]:
     """Costs of the stages and the facts of one restoration; the result is removed."""
     network: Any = engine.restorer.tile_restorer
     stages = Stages(torch.cuda.synchronize if device == "cuda" else lambda: None)
@@ -205,8 +205,8 @@ def measure(engine: Engine, source: Path, result: Path, device: str) -> tuple[di
         done[0] = count
 
     with stages.watching(*calls):
-        report = restore_image(engine, Job(source, [result]), Wishes("adaptive", overwrite=True, compression="jpeg"),
-                               follow)  # fmt: skip
+        wishes = Wishes(mode, overwrite=True, compression="jpeg")
+        report = restore_image(engine, Job(source, [result]), wishes, follow)
         stages.charge()
     size = result.stat().st_size
     result.unlink()
@@ -228,6 +228,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmark_slide"), help="folder for slide and figures")
     parser.add_argument("--side", type=int, default=20_000, help="of the slide, px")
     parser.add_argument("--tissue", type=float, default=0.4, help="share of the slide's area, up to 0.78")
+    parser.add_argument("--mode", default="adaptive", choices=MODES, help="as of mop restore")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads")
     parser.add_argument("--batch", type=int, default=1, help="tiles at once")
@@ -248,12 +249,12 @@ def main() -> None:
     planner = KnownPlan(stride=chain.planner.stride)
     with open_image(source) as reader:
         restorer = chain.restorer
-        planner.known = chain.planner.plan(reader, restorer.grid(reader), "adaptive", network.prompter.estimator,
+        planner.known = chain.planner.plan(reader, restorer.grid(reader), arguments.mode, network.prompter.estimator,
                                            restorer.device)  # fmt: skip
     # First the one that needs less memory: the system keeps the peak of the whole process.
     measured = {
-        "unchanged": measure(Engine(plain, planner, *files), source, folder / "unchanged.ome.tiff", "cpu"),
-        "chain": measure(chain, source, folder / "restored.ome.tiff", device),
+        "unchanged": measure(Engine(plain, planner, *files), source, folder / "unchanged.ome.tiff", "cpu", arguments.mode),
+        "chain": measure(chain, source, folder / "restored.ome.tiff", device, arguments.mode),
     }
     show(arguments, measured)
     report = {
@@ -270,7 +271,7 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
                   if line.startswith("model name")), platform.machine())  # fmt: skip
     gpu = torch.cuda.get_device_name() if arguments.device == "cuda" else None
     return {"cpu": model, "threads": arguments.threads, "gpu": gpu, "torch": torch.__version__,
-            "side": arguments.side, "tissue": arguments.tissue, "batch": arguments.batch,
+            "side": arguments.side, "mode": arguments.mode, "tissue": arguments.tissue, "batch": arguments.batch,
             "load": round(os.getloadavg()[0], 1)}  # fmt: skip
 
 
@@ -287,7 +288,9 @@ def show(arguments: argparse.Namespace, measured: dict[str, tuple[dict[str, Cost
             table.add_row(stage, f"{cost.seconds:.2f}", f"{cost.cpu_seconds:.2f}", share)
         table.add_row("all", f"{facts['seconds']:.2f}", f"{facts['cpu_seconds']:.2f}", "")
         console.print(table)
-        console.print(f"{facts['runs_per_second']:.2f} tiles a second, peak {facts['peak_gb']:.2f} GB, {facts['kept']}")
+        kinds = ", ".join(f"{count} {kind.lower()}" for kind, count in facts["kinds"].items())
+        console.print(f"{kinds}; {facts['kept']}")
+        console.print(f"{facts['runs_per_second']:.2f} tiles a second, peak {facts['peak_gb']:.2f} GB")
     ratio = measured["unchanged"][1]["cpu_seconds"] / measured["chain"][1]["cpu_seconds"]
     console.print(f"Reading and writing alone take {ratio:.1%} of the chain's CPU time.")
 

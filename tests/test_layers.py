@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "provenance": {"slides"},
     "doctor": {"loading", "provenance", "slides"},
     "slide_job": {"loading", "messages", "provenance", "slide_plan", "slide_restoration", "slides"},
+    "ray_engine": {"messages", "slide_job", "slide_restoration", "slides"},  # `cli`'s other way to run slide jobs
     "messages": {"slide_plan", "slide_restoration", "slides"},
     "image_restorer": {"conventions", "field_restoration", "loading", "restoration", "slides"},
     # Its command is a part of `cli` with a file of its own: hence arguments, loading and messages.
