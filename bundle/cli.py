@@ -76,7 +76,7 @@ def restore(
     Restores images and slides; each result keeps its input's name, slides of scanners and DICOM become NAME.ome.tiff.
     A folder as IMAGE takes the images in it. Stopped or killed, the same command goes on with a TIFF or a slide.
 
-        --output DIR         folder of the results, made if needed; or the result itself, as restored.ome.tiff
+        --output DIR         folder of the results, made if needed; or the result itself: restored.ome.tiff, .ome.zarr
         --mode NAME          full (whole chain on tissue), coarse (P-former on tissue) or adaptive (what each tile
                              needs by its distance to focus); default: adaptive for slides, every tile of other images
         --dry-run            say tiles of each kind, minutes and disk, write nothing
@@ -98,7 +98,7 @@ def restore(
         --workers N          of --engine ray; default: one a GPU, or one for every 4 cores
         --strict             stop a slide at a tile that cannot be decoded; default: it is left grey and counted
 
-    JPEG is written with quality 95, PNG and TIFF without loss. A TIFF's finished blocks wait beside it meanwhile.
+    JPEG is written with quality 95, PNG and TIFF without loss. Finished blocks of a TIFF or OME-Zarr wait beside it.
 
     Examples:
         mop restore field.png --output restored

@@ -80,6 +80,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(
         restore_image(recipe.engine(), Job(slide, [tmp_path / "local" / slide.name]), wishes, lambda *_: None)
     for mark in recipe.weights.parent.glob("pid-*"):
         mark.unlink()
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # on a busy machine workers would wait for minutes
     monkeypatch.setenv("FAKE_SECONDS_A_TILE", "0.05")
     killed: list[int] = []
 
