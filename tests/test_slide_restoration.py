@@ -253,7 +253,7 @@ class Resuming(MemorySink):
         self.pixels[block.row : block.bottom, block.col : block.right] = self.earlier[
             block.row : block.bottom, block.col : block.right
         ]
-        return np.array([1.0, 2.0, 0.0])
+        return np.array([1.0, 2.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("seed", range(6))
