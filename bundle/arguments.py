@@ -67,6 +67,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "plane": _whole("--plane", 0),
     "quality": _whole("--quality", 1),
     "mode": _choice("--mode", "full", "coarse", "adaptive"),
+    "engine": _choice("--engine", "local", "ray"),
     "compression": _choice("--compression", "lzw", "jpeg"),
     "subsampling": _choice("--subsampling", "420", "422"),
     "samples": _whole("--samples", 1),
@@ -76,6 +77,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "dry_run": _switch,
     "skip_in_focus": _switch,
     "overwrite": _switch,
+    "strict": _switch,
 }
 
 

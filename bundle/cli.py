@@ -22,8 +22,8 @@ from bundle.preparation.command import prepare
 from bundle.viewing.command import view
 
 if TYPE_CHECKING:
-    from bundle.slide_job import Engine, Wishes
-    from bundle.slide_restoration import Progress, SlideRestorer
+    from bundle.slide_job import Engine, Recipe, Wishes
+    from bundle.slide_restoration import Progress, SlideReport, SlideRestorer
     from bundle.slides.files import Job
     from bundle.slides.reader import ImageReader
 
@@ -68,6 +68,9 @@ def restore(
     compression: str = "",
     quality: int = 90,
     subsampling: str = "422",
+    strict: bool = False,
+    engine: str = "local",
+    workers: int | None = None,
     report: bool = False,
     trust: bool = False,
     samples: int = 1,
@@ -79,7 +82,7 @@ def restore(
     Restores images and slides; each result keeps its input's name, slides of scanners and DICOM become NAME.ome.tiff.
     A folder as IMAGE takes the images in it. Stopped or killed, the same command goes on with a TIFF or a slide.
 
-        --output DIR         folder of the results, made if needed; or the result itself, as restored.ome.tiff
+        --output DIR         folder of the results, made if needed; or the result itself: restored.ome.tiff, .ome.zarr
         --mode NAME          full (whole chain on tissue), coarse (P-former on tissue) or adaptive (what each tile
                              needs by its distance to focus); default: adaptive for slides, every tile of other images
         --dry-run            say tiles of each kind, minutes and disk, write nothing
@@ -101,8 +104,11 @@ def restore(
         --trust              NAME_trust.tif and .geojson (QuPath) beside the result: where to doubt it
         --samples N          seeds of P-diffusion whose spread counts as doubt (default 1); with --trust
         --revert-untrusted X replace what the trust map doubts with coarse (the P-former's pixels) or input
+        --engine NAME        local (default), or ray: several slides at once, on RAY_ADDRESS or on this machine
+        --workers N          of --engine ray; default: one a GPU, or one for every 4 cores
+        --strict             stop a slide at a tile that cannot be decoded; default: it is left grey and counted
 
-    JPEG is written with quality 95, PNG and TIFF without loss. A TIFF's finished blocks wait beside it meanwhile.
+    JPEG is written with quality 95, PNG and TIFF without loss. Finished blocks of a TIFF or OME-Zarr wait beside it.
 
     Examples:
         mop restore field.png --output restored
@@ -112,9 +118,10 @@ def restore(
     refuse_unknown(unknown)
     if stop_after not in ("p_former", "p_diffusion"):
         raise UsageError(f"--stop-after must be p_former or p_diffusion, got {stop_after}.")
-    from bundle.slide_job import Wishes, check_pixel_size, check_trust, foretell
+    from bundle.loading import CONFIG, WEIGHTS
+    from bundle.slide_job import Recipe, Wishes, check_pixel_size, check_trust
 
-    wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling, report, trust, samples,
+    wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling, strict, report, trust, samples,
                     revert_untrusted)  # fmt: skip
 
     def check(reader: ImageReader) -> None:
@@ -126,20 +133,12 @@ def restore(
     jobs = _readable(images, str(folder) if output or dry_run else "",
                      lambda image: wishes.results(_result_of(image, folder, wishes)), overwrite or dry_run, tally,
                      plane, check)
-    if jobs:
-        restorer = _slide_restorer(config, weights, device, tile_px, batch)
-        network = restorer.tile_restorer
-        network.stop_after, network.skip_in_focus, network.seed = stop_after, skip_in_focus, seed
-        network.samples = samples
-        engine = _engine(restorer, config, weights)
-        with progress_bars() as follow:
-            for job in jobs:
-                with tally.image(job.image):
-                    if dry_run:
-                        for line in foretell(engine, job, wishes):
-                            say(line)
-                    else:
-                        _restore_one(engine, job, wishes, follow)
+    recipe = Recipe(Path(config or CONFIG), Path(weights or WEIGHTS), device, tile_px, batch, stop_after,
+                    skip_in_focus, seed, samples)  # fmt: skip
+    if jobs and engine == "ray" and not dry_run:
+        _restore_by_ray(recipe, jobs, wishes, workers, tally)
+    elif jobs:
+        _restore_here(recipe, jobs, wishes, dry_run, tally)
     tally.finish()
 
 
@@ -179,21 +178,22 @@ def focus(
         mop focus field.png --output maps
     """
     from bundle.focus_files import focus_results
+    from bundle.loading import CONFIG, WEIGHTS
+    from bundle.slide_job import Recipe
     from bundle.slides.reader import open_image
 
     refuse_unknown(unknown)
     tally = Tally()
     jobs = _readable(images, output, lambda image: focus_results(image, Path(output)), overwrite, tally, plane)
     if jobs:
-        restorer = _slide_restorer(config, weights, device, tile_px, batch)
-        engine = _engine(restorer, config, weights)
+        engine = Recipe(Path(config or CONFIG), Path(weights or WEIGHTS), device, tile_px, batch).engine()
         with progress_bars() as follow:
             for job in jobs:
                 with tally.image(job.image), open_image(job.image, plane) as reader:
                     if reader.is_slide:
                         _focus_slide(engine, reader, job, mpp, overwrite)
                     else:
-                        _focus_one(restorer, reader, job, mpp, overwrite, follow)
+                        _focus_one(engine.restorer, reader, job, mpp, overwrite, follow)
     tally.finish()
 
 
@@ -324,32 +324,45 @@ def _result_of(image: Path, output: Path, wishes: Wishes) -> Path:
     return result_of(image, output)
 
 
-def _slide_restorer(config: str, weights: str, device: str, tile_px: int, batch: int) -> SlideRestorer:
-    from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
-    from bundle.slide_restoration import SlideRestorer
+def _restore_here(recipe: Recipe, jobs: list[Job], wishes: Wishes, dry_run: bool, tally: Tally) -> None:
+    from bundle.slide_job import foretell, restore_image
 
-    network = load_tile_restorer(Path(config or CONFIG), Path(weights or WEIGHTS), device)
-    return SlideRestorer(network, tile_px, overlap_px=tile_px // 4, batch=batch)
+    engine = recipe.engine()
+    with progress_bars() as follow:
+        for job in jobs:
+            with tally.image(job.image):
+                if dry_run:
+                    for line in foretell(engine, job, wishes):
+                        say(line)
+                else:
+                    report = restore_image(engine, job, wishes, follow(job.image.name))
+                    _tell(job, report, wishes, recipe.skip_in_focus)
 
 
-def _engine(restorer: SlideRestorer, config: str, weights: str) -> Engine:
-    from bundle.loading import CONFIG, WEIGHTS, load_slide_planner
-    from bundle.slide_job import Engine
+def _restore_by_ray(recipe: Recipe, jobs: list[Job], wishes: Wishes, workers: int | None, tally: Tally) -> None:
+    from bundle.ray_engine import restore_all
 
-    files = Path(config or CONFIG), Path(weights or WEIGHTS)
-    return Engine(restorer, load_slide_planner(files[0]), *files)
+    for outcome in restore_all(recipe, jobs, wishes, workers):
+        for line in outcome.complaints:
+            complain(line.removeprefix("mop: "))
+        if outcome.report is None:
+            tally.failed += 1
+        else:
+            _tell(outcome.job, outcome.report, wishes, recipe.skip_in_focus)
 
 
-def _restore_one(engine: Engine, job: Job, wishes: Wishes, follow: Callable[[str], Progress]) -> None:
-    from bundle.slide_job import restore_image
+def _tell(job: Job, report: SlideReport, wishes: Wishes, skip_in_focus: bool) -> None:
     from bundle.slide_plan import COPIED
 
-    report = restore_image(engine, job, wishes, follow(job.image.name))
     planned = any(report.kinds[kind] for kind in COPIED) or bool(wishes.mode)
-    sparing = engine.restorer.tile_restorer.skip_in_focus or planned
+    sparing = skip_in_focus or planned
     kinds = f", {plan_line(report.kinds)}" if planned else ""
+    kept = f", {report.kept}" if report.kept else ""
     made = ", ".join(map(str, [job.results[0], *wishes.beside(job.results[0])]))
-    say(result_line(job.image.name, report, sparing) + f"{kinds}, {made}")
+    say(result_line(job.image.name, report, sparing) + f"{kinds}{kept}, {made}")
+    if report.unreadable:
+        complain(f"warning: {report.unreadable} tiles of {job.image.name} hold parts that cannot be decoded: "
+                 "they are copied, what is lost is grey.")  # fmt: skip
 
 
 def _focus_one(

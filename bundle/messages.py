@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import re
 import signal
@@ -127,6 +128,8 @@ def sentence(error: BaseException) -> str:
     """An error as one sentence on one line."""
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"the disk is full{where}: make room and give the same command again, what is finished stays."
         return f"{error.strerror}{where}."
     return " ".join((str(error) or type(error).__name__).split()).rstrip(".") + "."
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from bundle.loading import load_slide_planner, load_tile_restorer
 from bundle.messages import known_mpp, plan_line, stop_after_block
 from bundle.provenance import job_of, notes_of
-from bundle.slide_plan import Kind, SlidePlan, SlidePlanner, plan_all
+from bundle.slide_plan import Kind, NoTissueError, SlidePlan, SlidePlanner, plan_all
 from bundle.slide_restoration import Progress, SlideReport, SlideRestorer, TrustKeeping
+from bundle.slides.damage import MarkingReader
 from bundle.slides.files import Job
+from bundle.slides.grid import Box
+from bundle.slides.jpeg_tiles import CannotCopyError, JpegTiles
 from bundle.slides.ledger import free_bytes
 from bundle.slides.pyramid import Encoding, Record
 from bundle.slides.reader import DICOM_SUFFIXES, SCANNER_SUFFIXES, ImageError, ImageReader, open_image
-from bundle.slides.writer import ImageSink, TiffSink, open_sink, unfinished_of
+from bundle.slides.tissue import PICTURE_PX
+from bundle.slides.writer import ImageSink, LedgerSink, TiffSink, open_sink, replace_when_done, unfinished_of
 from bundle.trust.cells import CellStore
 from bundle.trust.gauge import LAYERS, LIMIT, TrustGauge, cell_side_px
 from bundle.trust.map import TrustMap, trust_files, trust_map, write_trust
@@ -33,6 +39,7 @@ class Wishes(NamedTuple):
     compression: str = ""  # lzw, jpeg, or the default: jpeg where a scanner's format becomes OME-TIFF
     quality: int = 90
     subsampling: str = "422"
+    strict: bool = False  # a tile that cannot be decoded stops its slide; else it is grey and counted
     report: bool = False  # an HTML page beside the result
     trust: bool = False  # the trust map beside the result
     samples: int = 1  # of P-diffusion; several want the trust map
@@ -66,17 +73,41 @@ class Engine(NamedTuple):
     weights: Path
 
 
+class Recipe(NamedTuple):
+    """How an engine is built, wherever it is built."""
+
+    config: Path
+    weights: Path
+    device: str = "cpu"
+    tile_px: int = 256
+    batch: int = 1
+    stop_after: str = "p_diffusion"
+    skip_in_focus: bool = False
+    seed: int = 0
+    samples: int = 1
+
+    def engine(self) -> Engine:
+        """The engine; see `load_tile_restorer` for what can be wrong with its files."""
+        network = load_tile_restorer(self.config, self.weights, self.device)
+        network.stop_after, network.skip_in_focus, network.seed = self.stop_after, self.skip_in_focus, self.seed
+        network.samples = self.samples
+        restorer = SlideRestorer(network, self.tile_px, overlap_px=self.tile_px // 4, batch=self.batch)
+        return Engine(restorer, load_slide_planner(self.config), self.config, self.weights)
+
+
 def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) -> SlideReport:
     """Restore one image; an unfinished run of the same job is gone on with.
 
     Raises:
         ImageError: the image cannot be restored.
+        NoTissueError: a slide shows none; its picture lies beside where the result would be.
         ValueError: the source or the settings changed since the unfinished run.
         RestorationStopped: Ctrl-C; the finished blocks are kept.
     """
     result = job.results[0]
     restorer = engine.restorer
-    with open_image(job.image, wishes.plane) as reader:
+    with open_image(job.image, wishes.plane) as source:
+        reader = source if wishes.strict else MarkingReader(source)
         check_pixel_size(reader, wishes.mpp)
         mpp = known_mpp(reader, wishes.mpp)
         work = job_of(reader, engine.weights, engine.config, _settings(engine, reader, wishes))
@@ -85,17 +116,23 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
         with open_sink(
             result, reader.shape, record, wishes.overwrite, wishes.encoding(job.image), restorer.kept_block_px, work
         ) as sink:
-            kept = sink.ledger.folder / "plan.npz" if isinstance(sink, TiffSink) else None
+            kept = sink.ledger.folder / "plan.npz" if isinstance(sink, LedgerSink) else None
             if kept is not None and kept.is_file():
                 plan: SlidePlan | None = SlidePlan.load(kept)
             else:
-                plan = _plan(engine, reader, wishes)
+                plan = _plan_or_picture(engine, reader, wishes, result)
                 if kept is not None and plan is not None:
                     plan.save(kept)
             planned = time.perf_counter()
+            told = _keep_tiles(engine, reader, sink, plan) if isinstance(sink, TiffSink) else None
             trust = _trust_keeping(restorer, reader, mpp, wishes, sink) if wishes.judges else None
             with stop_after_block(sink.keeps_work) as stopped:
                 report = restorer.restore(reader, sink, follow, plan, stopped, trust)
+            if wishes.strict and report.unreadable:
+                raise ImageError(
+                    f"every tile must be readable with --strict, an earlier run without it marked {report.unreadable}: "
+                    f"delete {unfinished_of(result)} first."
+                )
             # Before the result gets its name: what a kill interrupts here is done again from the finished blocks.
             judged = None
             if trust is not None and mpp is not None:
@@ -104,14 +141,18 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
             if wishes.report:
                 seconds = {"plan": planned - opened, "restoration (of this run)": report.seconds}
                 _report(engine, reader, sink, plan, report, judged, record, seconds)
-            return report
+        if isinstance(reader, MarkingReader) and reader.marked and plan is not None:
+            copies = restorer.copied_tiles(reader, plan)  # the sink has read them by now
+            marked = sum(any(_touch(tile, place) for place in reader.marked) for tile in copies)
+            report = report._replace(unreadable=report.unreadable + marked)
+        return report._replace(kept=told() if told else "")
 
 
 def _trust_keeping(restorer: SlideRestorer, reader: ImageReader, mpp: float | None, wishes: Wishes, sink: ImageSink
                    ) -> TrustKeeping:  # fmt: skip
     check_trust(reader, wishes)
     gauge = TrustGauge(mpp or 0.0, wishes.samples, wishes.revert_untrusted)
-    folder = sink.ledger.folder / "trust" if isinstance(sink, TiffSink) else None
+    folder = sink.ledger.folder / "trust" if isinstance(sink, LedgerSink) else None
     return TrustKeeping(gauge, CellStore(reader.shape, cell_side_px(restorer.kept_block_px), len(LAYERS), folder))
 
 
@@ -139,7 +180,8 @@ def _report_file(result: Path) -> Path:
 def foretell(engine: Engine, job: Job, wishes: Wishes) -> list[str]:
     """What `restore_image` would do: tiles of each kind, minutes and disk, one line each; nothing is written."""
     restorer = engine.restorer
-    with open_image(job.image, wishes.plane) as reader:
+    with open_image(job.image, wishes.plane) as source:
+        reader = source if wishes.strict else MarkingReader(source)
         check_pixel_size(reader, wishes.mpp)
         known_mpp(reader, wishes.mpp)
         plan = _plan(engine, reader, wishes)
@@ -171,6 +213,54 @@ def _plan(engine: Engine, reader: ImageReader, wishes: Wishes) -> SlidePlan | No
     restorer = engine.restorer
     estimator = restorer.tile_restorer.prompter.estimator
     return engine.planner.plan(reader, restorer.grid(reader), mode, estimator, restorer.device)
+
+
+def _plan_or_picture(engine: Engine, reader: ImageReader, wishes: Wishes, result: Path) -> SlidePlan | None:
+    try:
+        return _plan(engine, reader, wishes)
+    except NoTissueError as error:
+        from PIL import Image
+
+        picture = result.with_name(f"{result.name.partition('.')[0]}_no_tissue.png")
+        small = reader.read_scaled(Box(0, 0, *reader.shape), max(1.0, max(reader.shape) / PICTURE_PX))
+        with replace_when_done(picture, overwrite=True) as file:
+            Image.fromarray(small).save(file, "PNG")
+        raise NoTissueError(
+            f"a slide must show tissue, none was found in {reader.path.name}: look at {picture}."
+        ) from error
+
+
+def _keep_tiles(engine: Engine, reader: ImageReader, sink: TiffSink, plan: SlidePlan | None
+                ) -> Callable[[], str] | None:  # fmt: skip
+    """Let the result take the source's JPEG tiles where nothing changes.
+
+    Returns:
+        What to say about it once the result is written; None where it is not asked for.
+    """
+    if plan is None or sink.encoding.compression != "jpeg":
+        return None
+    untouched = engine.restorer.untouched(reader, plan)
+
+    def keeps(box: Box) -> bool:
+        if not untouched(box):
+            return False
+        if isinstance(reader, MarkingReader) and any(_touch(box, place) for place in reader.marked):
+            reader.read(*box)
+            return not reader.damaged(box)
+        return True
+
+    try:
+        tiles = JpegTiles(reader, keeps, sink.encoding.quality)
+    except CannotCopyError as error:
+        reason = f"all tiles encoded anew: {error}"
+        return lambda: reason
+    sink.source_tiles = tiles
+    return lambda: f"{tiles.copied} of {tiles.count} tiles kept as the source has them"
+
+
+def _touch(one: Box, other: Box) -> bool:
+    shared = one.overlap(other)
+    return shared.height > 0 and shared.width > 0
 
 
 def check_pixel_size(reader: ImageReader, mpp: float | None) -> None:

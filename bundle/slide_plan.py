@@ -30,7 +30,12 @@ from bundle.slides.writer import replace_when_done
 if TYPE_CHECKING:
     from bundle.prompts.defocus import DefocusEstimator
 
+
 MODES = ("full", "coarse", "adaptive")
+
+
+class NoTissueError(ValueError):
+    """A slide that shows no tissue: a copy that claims to be restored would be the worst answer."""
 
 
 class Kind(IntEnum):
@@ -109,7 +114,8 @@ class SlidePlanner:
             device: of the estimator.
 
         Raises:
-            ValueError: `mode` is unknown, or the slide has no tissue.
+            ValueError: `mode` is unknown.
+            NoTissueError: the slide has none.
         """
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode}.")
@@ -118,7 +124,8 @@ class SlidePlanner:
             [[mask.touches(Box(row, col, grid.tile_height, grid.tile_width)) for col in grid.cols] for row in grid.rows]
         )
         if not tissue.any():
-            raise ValueError(f"a slide must show tissue, none was found in {reader.path.name}: look at it in a viewer.")
+            name = reader.path.name
+            raise NoTissueError(f"a slide must show tissue, none was found in {name}: look at it in a viewer.")
         kinds = np.where(tissue, Kind.MILD if mode == "coarse" else Kind.STRONG, Kind.BACKGROUND).astype(np.uint8)
         if mode != "adaptive":
             return SlidePlan(kinds, np.full(tissue.shape, np.nan, np.float32))
@@ -135,7 +142,10 @@ class SlidePlanner:
             for j, col in enumerate(grid.cols):
                 on_raster = i % self.stride == 0 and j % self.stride == 0
                 if tissue[i, j] and (on_raster or not _seen(tissue, i, j, self.stride)):
-                    pixels = torch.from_numpy(reader.read(row, col, grid.tile_height, grid.tile_width))
+                    tile = Box(row, col, grid.tile_height, grid.tile_width)
+                    pixels = torch.from_numpy(reader.read(*tile))
+                    if reader.damaged(tile):
+                        continue
                     image = from_uint8(pixels.permute(2, 0, 1)[None].contiguous().to(device))
                     with torch.inference_mode():
                         probed[i, j] = float(estimator.focus_map(image).mean())

@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from bundle.conventions import to_uint8
 from bundle.slide_plan import Kind, SlidePlan, plan_all
-from bundle.slides.grid import TileGrid
+from bundle.slides.grid import Box, TileGrid
+from bundle.slides.ledger import FIGURES
 from bundle.slides.reader import ImageReader
 from bundle.slides.writer import ImageSink
 from bundle.tile_runs import RunTiles, TileFigures, TileResult, TileRuns
@@ -48,6 +49,8 @@ class SlideReport(NamedTuple):
     mean_defocus_um: float  # mean of |defocus| over the tiles that were looked at, µm
     seconds: float
     kinds: dict[Kind, int]  # tiles of each kind
+    unreadable: int = 0  # tiles of which parts could not be decoded: copied, the damage is grey
+    kept: str = ""  # how many of the source's encoded tiles are in the result as they were, or why none is
 
 
 class RestorationStopped(KeyboardInterrupt):
@@ -135,14 +138,12 @@ class SlideRestorer:
         started = time.perf_counter()
         grid = self.grid(reader)
         plan = plan or plan_all(grid)
-        run = functools.partial(self._run_restorer, gauge=trust.gauge if trust else None)
-        channels = 3 + (trust.cells.layers if trust else 0)
-        runs = TileRuns(reader, grid, plan, self.kept_block_px, self.batch, self.device, run, channels)
+        runs = self._tile_runs(reader, plan, trust)
         blocks = list(grid.blocks(self.kept_block_px))
         earlier = {block: figures for block in blocks if (figures := sink.resume(block)) is not None}
         waiting = [block for block in blocks if block not in earlier and not runs.is_copy(block)]
         count = _Counter(sum(runs.runs(waiting).values()), progress)
-        total = sum(earlier.values(), np.zeros(3))
+        total = sum(earlier.values(), np.zeros(FIGURES))
         for block in blocks:
             if block in earlier:
                 continue
@@ -159,7 +160,7 @@ class SlideRestorer:
             total += figures
             if stopped():
                 raise RestorationStopped
-        looked_at, distance, untouched = total
+        looked_at, distance, untouched, unreadable = total
         return SlideReport(
             *reader.shape,
             len(grid),
@@ -167,13 +168,30 @@ class SlideRestorer:
             float(distance / looked_at) if looked_at else math.nan,
             time.perf_counter() - started,
             plan.counts(),
+            int(unreadable),
         )
 
     def runs(self, reader: ImageReader, plan: SlidePlan) -> dict[Kind, int]:
         """Runs of the network that a plan asks for, by kind; tiles on a block's lower edge run twice."""
-        grid = self.grid(reader)
-        runs = TileRuns(reader, grid, plan, self.kept_block_px, self.batch, self.device, self._run_restorer, 3)
-        return runs.runs(block for block in grid.blocks(self.kept_block_px) if not runs.is_copy(block))
+        runs = self._tile_runs(reader, plan)
+        blocks = self.grid(reader).blocks(self.kept_block_px)
+        return runs.runs(block for block in blocks if not runs.is_copy(block))
+
+    def untouched(self, reader: ImageReader, plan: SlidePlan) -> Callable[[Box], bool]:
+        """Whether `restore` leaves every pixel of a rectangle as the source has it."""
+        return self._tile_runs(reader, plan).is_copy
+
+    def copied_tiles(self, reader: ImageReader, plan: SlidePlan) -> Iterator[Box]:
+        """The tiles that start in blocks which `restore` leaves to the sink to copy."""
+        runs = self._tile_runs(reader, plan)
+        for block in self.grid(reader).blocks(self.kept_block_px):
+            if runs.is_copy(block):
+                yield from runs.own_tiles(block)
+
+    def _tile_runs(self, reader: ImageReader, plan: SlidePlan, trust: TrustKeeping | None = None) -> TileRuns:
+        run = functools.partial(self._run_restorer, gauge=trust.gauge if trust else None)
+        channels = 3 + (trust.cells.layers if trust else 0)
+        return TileRuns(reader, self.grid(reader), plan, self.kept_block_px, self.batch, self.device, run, channels)
 
     def seconds_a_tile(self, kind: Kind) -> float:
         """How long one tile of a kind takes here: the second of two runs on grey."""
@@ -244,6 +262,7 @@ class _Counter:
 
 
 def _summed(figures: list[TileFigures]) -> NDArray[np.float64]:
-    """Tiles that were looked at, the sum of their |defocus|, and the sum of the untouched shares."""
+    """Tiles that were looked at, the sum of their |defocus| and of the untouched shares, and unreadable tiles."""
     known = [abs(tile.defocus_um) for tile in figures if not math.isnan(tile.defocus_um)]
-    return np.array([len(known), sum(known), sum(tile.untouched for tile in figures)], np.float64)
+    untouched, unreadable = sum(tile.untouched for tile in figures), sum(tile.unreadable for tile in figures)
+    return np.array([len(known), sum(known), untouched, unreadable], np.float64)

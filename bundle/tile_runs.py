@@ -26,6 +26,7 @@ class TileFigures(NamedTuple):
 
     defocus_um: float  # NaN where nobody looked
     untouched: float  # share of its pixels
+    unreadable: bool = False  # parts of it could not be decoded
 
 
 class TileResult(NamedTuple):
@@ -69,7 +70,11 @@ class TileRuns:
 
     def own_figures(self, block: Box) -> list[TileFigures]:
         """Figures of the tiles that start in a block that is a copy."""
-        return [self._figures_of_copy(tile) for tile in self.grid.tiles_of(block) if _starts_in(tile, block)]
+        return [self._figures_of_copy(tile) for tile in self.own_tiles(block)]
+
+    def own_tiles(self, block: Box) -> list[Box]:
+        """Tiles that start in a block."""
+        return [tile for tile in self.grid.tiles_of(block) if _starts_in(tile, block)]
 
     def block(self, block: Box, note: Callable[[], None]) -> tuple[Tensor, list[TileFigures]]:
         """The blended pixels of a block, (channels, h, w), and the figures of the tiles that start in it.
@@ -83,7 +88,7 @@ class TileRuns:
         fresh: dict[Box, TileResult] = {}
         for tile in self.grid.tiles_of(block):
             if self.kind(tile) in COPIED:
-                result = TileResult(self._copied(tile), self._figures_of_copy(tile))
+                result = self._copy(tile)
             else:
                 if tile in self._kept:
                     result = self._kept[tile]
@@ -114,10 +119,11 @@ class TileRuns:
     def _figures_of_copy(self, tile: Box) -> TileFigures:
         return TileFigures(float(self.plan.defocus_um[self.grid.place(tile)]), 1.0)
 
-    def _copied(self, tile: Box) -> Tensor:
+    def _copy(self, tile: Box) -> TileResult:
         """The source's pixels; channels beyond its three are 0."""
-        pixels = self._tiles([tile])[0]
-        return torch.cat([pixels, pixels.new_zeros(self.channels - 3, *pixels.shape[1:])])
+        pixels, figures = self._tiles([tile])[0], self._figures_of_copy(tile)
+        pixels = torch.cat([pixels, pixels.new_zeros(self.channels - 3, *pixels.shape[1:])])
+        return TileResult(pixels, figures._replace(unreadable=self.reader.damaged(tile)))
 
     def _tiles(self, tiles: list[Box]) -> Tensor:
         """(B, 3, h, w) in [0, 1], on the CPU."""
@@ -135,7 +141,9 @@ class TileRuns:
         location = torch.tensor([(one.row, one.col) for one in batch], device=self.device)
         with torch.inference_mode():
             results = self.run(self._tiles(batch).to(self.device), location, kind)
-        return dict(zip(batch, results, strict=True))
+        # A tile that is damaged takes its place in the batch, which would round otherwise without it, and is copied.
+        return {one: self._copy(one) if self.reader.damaged(one) else result
+                for one, result in zip(batch, results, strict=True)}  # fmt: skip
 
 
 def _starts_in(tile: Box, block: Box) -> bool:

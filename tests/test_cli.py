@@ -148,13 +148,16 @@ def test_the_good_images_are_restored_and_the_bad_ones_reported(tmp_path: Path, 
     data[offset : offset + count] = bytes(count)
     damaged.write_bytes(data)
     inputs = [*images, tmp_path / "in" / "text.tif", damaged]
-    assert main(["restore", *map(str, inputs), "--output", str(tmp_path / "out"), *network]) == 1
+    command = ["restore", *map(str, inputs), "--output", str(tmp_path / "out"), *network]
+    assert main([*command, "--strict"]) == 1
     assert left_in(tmp_path / "out") == ["a.tif", "b.tif"]
     out, err = capsys.readouterr()
     assert [line.split(":")[0] for line in out.splitlines()] == ["a.tif", "b.tif"]
     told = sentences(err)
     assert len(told) == 3 and "missing.tif is missing" in told[0] and "not a TIFF" in told[1]
     assert "segment 30 of damaged.tif cannot be decoded" in told[2]
+    assert main(["restore", str(damaged), "--output", str(tmp_path / "lenient"), *network]) == 0
+    assert "tiles of damaged.tif hold parts that cannot be decoded" in sentences(capsys.readouterr().err)[-1]
 
 
 def write_bad(folder: Path, kind: str) -> Path:

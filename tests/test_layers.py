@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "slide_job": {
         "loading", "messages", "provenance", "slide_plan", "slide_report", "slide_restoration", "slides", "trust",
     },
+    "ray_engine": {"messages", "slide_job", "slide_restoration", "slides"},  # `cli`'s other way to run slide jobs
     "messages": {"slide_plan", "slide_restoration", "slides"},
     "image_restorer": {"conventions", "field_restoration", "loading", "restoration", "slides"},
     # Its command is a part of `cli` with a file of its own: hence arguments, loading and messages. The MLflow model

@@ -100,7 +100,7 @@ class MemorySink(ImageSink):
     def _put(self, box: Box, pixels: np.ndarray, figures: Sequence[float]) -> None:
         self.pixels[box.row : box.bottom, box.col : box.right] = pixels
 
-    def _encode(self, file: object) -> None:
+    def _save(self) -> None:
         pass
 
     def _release(self, failed: bool) -> None:
@@ -253,7 +253,7 @@ class Resuming(MemorySink):
         self.pixels[block.row : block.bottom, block.col : block.right] = self.earlier[
             block.row : block.bottom, block.col : block.right
         ]
-        return np.array([1.0, 2.0, 0.0])
+        return np.array([1.0, 2.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("seed", range(6))

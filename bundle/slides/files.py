@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bundle.slides.reader import DICOM_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, TIFF_SUFFIXES
+from bundle.slides.writer import ZARR_SUFFIX
 
 
 class Job(NamedTuple):
@@ -69,7 +70,7 @@ def result_of(image: Path, output: Path) -> Path:
     A result keeps its input's name where that format is written; slides of other formats become OME-TIFF.
     """
     written = RASTER_SUFFIXES + TIFF_SUFFIXES
-    if output.suffix.lower() in written and not output.is_dir():
+    if output.suffix.lower() == ZARR_SUFFIX or (output.suffix.lower() in written and not output.is_dir()):
         return output
     if image.suffix.lower() in written:
         return output / image.name

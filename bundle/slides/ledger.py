@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from bundle.slides.grid import Box
 
-FIGURES = 3
+FIGURES = 4
 _JOB = "job.json"
 
 
@@ -47,7 +47,11 @@ class BlockLedger:
         self._lock = -1
         wanted = json.loads(json.dumps(dict(job) | {"shape": shape, "block_px": block_px}))
         if not (folder / _JOB).is_file():
-            self._create(wanted)
+            try:
+                self._create(wanted)
+            except OSError:  # a full or an unwritable disk leaves no half-made folder
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         else:
             self._refuse_other(json.loads((folder / _JOB).read_text(encoding="utf-8")), wanted)
         # zarr leaves out chunks of the fill value: a black block would never count as finished.
@@ -125,7 +129,10 @@ class BlockLedger:
             self.release()
             raise ValueError(f"{self.folder} is being written by another process: wait for it or stop it.") from error
         for unfinished in self.folder.glob(".mop-*.tmp"):  # files of a killed run
-            unfinished.unlink()
+            if unfinished.is_dir():
+                shutil.rmtree(unfinished)
+            else:
+                unfinished.unlink()
 
     def release(self) -> None:
         """Let others in."""

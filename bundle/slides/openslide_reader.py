@@ -62,6 +62,11 @@ class OpenSlideReader(ImageReader):
             return [self.path, *sorted(path for path in self.path.parent.glob(f"{stem}*") if path != self.path)]
         return [self.path]
 
+    @property
+    def tiff_page(self) -> int | None:
+        # Of the others some overlap their tiles, some keep several areas, some have no file at hand to try.
+        return 0 if self._slide.properties.get(openslide.PROPERTY_NAME_VENDOR) == "aperio" else None
+
     def _read(self, box: Box, level: int) -> NDArray[np.uint8]:
         zoom = self.levels[level].downsample
         corner = (round(box.col * zoom), round(box.row * zoom))

@@ -26,6 +26,8 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from bundle.slides.jpeg_tiles import JpegTiles
+
 TILE_PX = 256
 STRIP_PX = 512  # rows of level 0 in memory at a time: 154 MB where a slide is 100,000 px wide
 LAST_LEVEL_PX = 1024  # halved until no side is longer
@@ -88,7 +90,8 @@ def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def write_pyramid(file: IO[bytes], shape: tuple[int, int], rows_at: Callable[[int, int], NDArray[np.uint8]],
-                  encoding: Encoding, record: Record, ome: bool, spool_dir: Path) -> None:
+                  encoding: Encoding, record: Record, ome: bool, spool_dir: Path, source: JpegTiles | None = None
+                  ) -> None:
     """Write every level.
 
     Args:
@@ -99,6 +102,7 @@ def write_pyramid(file: IO[bytes], shape: tuple[int, int], rows_at: Callable[[in
         record: what to say beside the pixels.
         ome: with OME metadata.
         spool_dir: where encoded lower levels wait in nameless files: about a third of the result.
+        source: gives level 0 its tiles where they are untouched, and encodes the others to fit; None encodes all.
     """
     shapes = level_shapes(shape)
     with ThreadPoolExecutor(_WORKERS) as pool:
@@ -110,8 +114,9 @@ def write_pyramid(file: IO[bytes], shape: tuple[int, int], rows_at: Callable[[in
                 finer.coarser = coarser
             big = shape[0] * shape[1] * 3 > _BIGTIFF_BYTES
             with tifffile.TiffWriter(file, bigtiff=big, ome=ome) as tiff:
-                tiles = _level_0(shape, rows_at, encoding, spools[0] if spools else None, pool)
-                tags = _tags(record, shapes[0], shape, encoding) | _description(record, ome)
+                cells = _FreshTiles(encoding) if source is None else source
+                tiles = _level_0(shape, rows_at, cells, spools[0] if spools else None, pool)
+                tags = _tags(record, shapes[0], shape, encoding) | cells.tags() | _description(record, ome)
                 tiff.write(tiles, subifds=len(spools) or None, iccprofile=record.icc_profile, **tags)
                 for spool, reduced in zip(spools, shapes[1:], strict=True):
                     tags = _tags(record, reduced, shape, encoding)
@@ -145,29 +150,54 @@ def _description(record: Record, ome: bool) -> dict[str, Any]:
     return {"metadata": metadata}
 
 
-def _encoded_rows(pixels: NDArray[np.uint8], encoding: Encoding, pool: ThreadPoolExecutor) -> list[Future[bytes]]:
-    """Tiles of at most `TILE_PX` rows, from left to right, being encoded."""
+class _FreshTiles:
+    """Tiles of `TILE_PX`, all of them encoded here."""
+
+    height = width = TILE_PX
+
+    def __init__(self, encoding: Encoding) -> None:
+        self.encode = encoding.encode
+
+    def tags(self) -> dict[str, Any]:
+        return {}
+
+    def stored(self, index: int) -> bytes | None:
+        return None
+
+
+def _encoded_row(pixels: NDArray[np.uint8], first: int, cells: _FreshTiles | JpegTiles, pool: ThreadPoolExecutor
+                 ) -> list[Future[bytes]]:  # fmt: skip
+    """One row of tiles, from left to right, being encoded; `first`: which tile of its level the leftmost is."""
     futures = []
-    for col in range(0, pixels.shape[1], TILE_PX):
-        tile = pixels[:, col : col + TILE_PX]
-        missing = (TILE_PX - tile.shape[0], TILE_PX - tile.shape[1])
+    for index, col in enumerate(range(0, pixels.shape[1], cells.width), first):
+        stored = cells.stored(index)
+        if stored is not None:
+            done: Future[bytes] = Future()
+            done.set_result(stored)
+            futures.append(done)
+            continue
+        tile = pixels[:, col : col + cells.width]
+        missing = (cells.height - tile.shape[0], cells.width - tile.shape[1])
         # The format wants whole tiles; the padding lies outside the image and no reader shows it.
         whole = np.pad(tile, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
-        futures.append(pool.submit(encoding.encode, np.ascontiguousarray(whole)))
+        futures.append(pool.submit(cells.encode, np.ascontiguousarray(whole)))
     return futures
 
 
-def _level_0(shape: tuple[int, int], rows_at: Callable[[int, int], NDArray[np.uint8]], encoding: Encoding,
+def _level_0(shape: tuple[int, int], rows_at: Callable[[int, int], NDArray[np.uint8]], cells: _FreshTiles | JpegTiles,
              spool: _Spool | None, pool: ThreadPoolExecutor) -> Iterator[bytes]:
     """Encoded tiles of level 0; the coarser levels go to their spools on the way."""
     waiting: list[Future[bytes]] = []
-    for row in range(0, shape[0], STRIP_PX):
-        strip = rows_at(row, min(STRIP_PX, shape[0] - row))
+    strip_px = max(1, STRIP_PX // cells.height) * cells.height
+    across = -(-shape[1] // cells.width)
+    for row in range(0, shape[0], strip_px):
+        strip = rows_at(row, min(strip_px, shape[0] - row))
         # The strip before this one was encoded while this one was read.
         yield from (tile.result() for tile in waiting)
         waiting = []
-        for top in range(0, len(strip), TILE_PX):
-            waiting += _encoded_rows(strip[top : top + TILE_PX], encoding, pool)
+        for top in range(0, len(strip), cells.height):
+            first = (row + top) // cells.height * across
+            waiting += _encoded_row(strip[top : top + cells.height], first, cells, pool)
         if spool is not None:
             spool.add(halved(strip))
     # Before the last tiles: tifffile asks for as many as there are and never resumes this generator after them.
@@ -189,7 +219,7 @@ class _Spool:
 
     def __init__(self, folder: Path, encoding: Encoding, pool: ThreadPoolExecutor) -> None:
         self.coarser: _Spool | None = None
-        self._encoding, self._pool = encoding, pool
+        self._cells, self._pool = _FreshTiles(encoding), pool
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by close)
         self._lengths: list[int] = []
         self._rows: list[NDArray[np.uint8]] = []
@@ -216,7 +246,7 @@ class _Spool:
 
     def _pass_on(self, rows: NDArray[np.uint8]) -> None:
         for top in range(0, len(rows), TILE_PX):
-            for future in _encoded_rows(rows[top : top + TILE_PX], self._encoding, self._pool):
+            for future in _encoded_row(rows[top : top + TILE_PX], 0, self._cells, self._pool):
                 tile = future.result()
                 self._file.write(tile)
                 self._lengths.append(len(tile))

@@ -90,6 +90,11 @@ class ImageReader(ABC):
         """Every file that holds pixels of the image."""
         return [self.path]
 
+    @property
+    def tiff_page(self) -> int | None:
+        """Which page of a TIFF, from 0, holds level 0 with its pixels in place; None where none does."""
+        return None
+
     def read(self, row: int, col: int, height: int, width: int, level: int = 0) -> NDArray[np.uint8]:
         """The pixels of a rectangle of a level, (height, width, 3) uint8, a copy.
 
@@ -107,6 +112,10 @@ class ImageReader(ABC):
             inside = f"{held.height} x {held.width} px image"
             raise ValueError(f"a region must lie inside the {inside}, got {tuple(box)}.")
         return self._read(box, level)
+
+    def damaged(self, box: Box, level: int = 0) -> bool:
+        """Whether the reading of exactly this rectangle met pixels that cannot be decoded; see damage.py."""
+        return False
 
     def read_at(self, box: Box, mpp: float) -> NDArray[np.uint8]:
         """A rectangle of level 0 at a wanted µm per pixel; see `read_scaled`.

@@ -91,6 +91,11 @@ class TiffReader(ImageReader):
                 raise ImageError(f"{path.name} cannot be opened as TIFF: {reason_of(error)}.") from error
             undo.pop_all()
 
+    @property
+    def tiff_page(self) -> int | None:
+        index = self._planes[0].page.index
+        return index if isinstance(index, int) else None
+
     def _read(self, box: Box, level: int) -> NDArray[np.uint8]:
         held = self._planes[level]
         pixels = np.empty((box.height, box.width, 3), np.uint8)

@@ -1,7 +1,8 @@
 """Results reach the disk whole or not at all: a temporary name, fsync, rename.
 
-PNG is lossless, JPEG quality 95 without chroma subsampling, TIFF and OME-TIFF pyramids of tiles (pyramid.py). A TIFF's
-finished blocks wait in a ledger beside it (ledger.py), so that a killed run can go on.
+PNG is lossless, JPEG quality 95 without chroma subsampling, TIFF and OME-TIFF pyramids of tiles (pyramid.py), OME-Zarr
+a folder of levels (zarr_writer.py). Finished blocks of those with levels wait in a ledger beside them (ledger.py), so
+that a killed run can go on.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.slides.grid import Box
+from bundle.slides.jpeg_tiles import JpegTiles
 from bundle.slides.ledger import FIGURES, BlockLedger
 from bundle.slides.pyramid import Encoding, Record, write_pyramid
 from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES, ImageReader
 
 BLOCK_PX = 2048
+ZARR_SUFFIX = ".zarr"
 
 
 @contextmanager
@@ -60,13 +63,14 @@ def replace_when_done(path: Path, overwrite: bool = False, wait_in: Path | None 
 
 
 @contextmanager
-def folder_when_done(path: Path, mark: str, overwrite: bool = False) -> Iterator[Path]:
+def folder_when_done(path: Path, mark: str, overwrite: bool = False, wait_in: Path | None = None) -> Iterator[Path]:
     """A new folder that gets its name only when the body ends without an error; else nothing remains of it.
 
     Args:
         path: the final name.
         mark: a file that every such folder holds: only a folder that holds it is ever replaced.
         overwrite: replace an earlier folder of that name.
+        wait_in: folder of the same file system for the unfinished one; None takes that of `path`.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is False, or it is not a folder of this kind.
@@ -75,7 +79,7 @@ def folder_when_done(path: Path, mark: str, overwrite: bool = False) -> Iterator
         rule = f"has no {mark}, so it is not replaced" if overwrite else "exists: --overwrite replaces it"
         raise FileExistsError(f"{path} {rule}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, older = (path.parent / f".mop-{secrets.token_hex(8)}.tmp" for _ in range(2))
+    unfinished, older = ((wait_in or path.parent) / f".mop-{secrets.token_hex(8)}.tmp" for _ in range(2))
     unfinished.mkdir()
     try:
         yield unfinished
@@ -107,8 +111,8 @@ class ImageSink(ABC):
     keeps_work = False  # whether finished blocks survive the process
 
     def __init__(self, path: Path, shape: tuple[int, int], record: Record, overwrite: bool) -> None:
-        _refuse_existing(path, overwrite)
         self.path, self.shape, self.record, self.overwrite = path, shape, record, overwrite
+        self._refuse_existing()
         self._missing = shape[0] * shape[1]
 
     def write(self, row: int, col: int, pixels: NDArray[np.uint8], figures: Sequence[float] = (0.0,) * FIGURES) -> None:
@@ -163,13 +167,12 @@ class ImageSink(ABC):
     def _finished(self, block: Box) -> NDArray[np.float64] | None:
         return None
 
-    def _waiting_room(self) -> Path | None:
-        """Where the unfinished file lies, None beside the result."""
-        return None
+    def _refuse_existing(self) -> None:
+        _refuse_existing(self.path, self.overwrite)
 
     @abstractmethod
-    def _encode(self, file: IO[bytes]) -> None:
-        """Write the whole image."""
+    def _save(self) -> None:
+        """Write the whole image under its name."""
 
     @abstractmethod
     def _release(self, failed: bool) -> None:
@@ -192,8 +195,7 @@ class ImageSink(ABC):
     def _finish(self) -> None:
         if self._missing:
             raise ValueError(f"every pixel of {self.path.name} must be written once, {self._missing} are left.")
-        with replace_when_done(self.path, self.overwrite, self._waiting_room()) as file:
-            self._encode(file)
+        self._save()
 
 
 class RasterSink(ImageSink):
@@ -209,35 +211,34 @@ class RasterSink(ImageSink):
     def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.uint8]:
         return self._pixels[row : row + height, col : col + width].copy()
 
-    def _encode(self, file: IO[bytes]) -> None:
+    def _save(self) -> None:
         from PIL import Image
 
         image = Image.fromarray(self._pixels)
         profile: dict[str, Any] = {"icc_profile": self.record.icc_profile} if self.record.icc_profile else {}
-        if self.path.suffix.lower() == ".png":
-            image.save(file, "PNG", **profile)
-        else:
-            image.save(file, "JPEG", quality=95, subsampling=0, **profile)
+        with replace_when_done(self.path, self.overwrite) as file:
+            if self.path.suffix.lower() == ".png":
+                image.save(file, "PNG", **profile)
+            else:
+                image.save(file, "JPEG", quality=95, subsampling=0, **profile)
 
     def _release(self, failed: bool) -> None:
         self._pixels = np.zeros((0, 0, 3), np.uint8)
 
 
-class TiffSink(ImageSink):
-    """TIFF or OME-TIFF with levels. Finished blocks wait on the disk; copied ones cost nothing until the end.
+class LedgerSink(ImageSink):
+    """A format with levels. Finished blocks wait on the disk; copied ones cost nothing until the end.
 
     Args:
         path, shape, record, overwrite: see `ImageSink`.
-        encoding: of the tiles.
         block_px: side of the blocks that will come.
         job: identifies the work: an unfinished run of the same job is gone on with; None keeps nothing of a failure.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int], record: Record, overwrite: bool, encoding: Encoding,
-                 block_px: int, job: Mapping[str, Any] | None) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int], record: Record, overwrite: bool, block_px: int,
+                 job: Mapping[str, Any] | None) -> None:
         super().__init__(path, shape, record, overwrite)
-        self.keeps_work = job is not None
-        self.encoding, self.block_px = encoding.checked(), block_px
+        self.keeps_work, self.block_px = job is not None, block_px
         folder = path.parent / f".mop-{secrets.token_hex(8)}.tmp" if job is None else unfinished_of(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -259,9 +260,6 @@ class TiffSink(ImageSink):
     def _finished(self, block: Box) -> NDArray[np.float64] | None:
         return self.ledger.figures(block) if self.ledger.has(block) else None
 
-    def _waiting_room(self) -> Path | None:
-        return self.ledger.folder  # what a killed run leaves there goes with the ledger
-
     def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.uint8]:
         box = Box(row, col, height, width)
         pixels = np.empty((height, width, 3), np.uint8)
@@ -272,18 +270,43 @@ class TiffSink(ImageSink):
                 pixels[part.within(box)] = self.ledger.read(part) if source is None else source.read(*part)
         return pixels
 
-    def _rows(self, row: int, rows: int) -> NDArray[np.uint8]:
-        return self.read(row, 0, rows, self.shape[1])
-
-    def _encode(self, file: IO[bytes]) -> None:
-        write_pyramid(file, self.shape, self._rows, self.encoding, self.record, is_ome_name(self.path),
-                      self.ledger.folder)  # fmt: skip
-
     def _release(self, failed: bool) -> None:
         self._copied.clear()
         if not (failed and self.keeps_work) or self.ledger.empty:
             self.ledger.remove()
         self.ledger.release()
+
+
+class TiffSink(LedgerSink):
+    """TIFF or OME-TIFF with levels.
+
+    Args:
+        path, shape, record, overwrite, block_px, job: see `LedgerSink`.
+        encoding: of the tiles.
+
+    Attributes:
+        source_tiles: go into the result as they are where nothing was changed.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int], record: Record, overwrite: bool, block_px: int,
+                 job: Mapping[str, Any] | None, encoding: Encoding) -> None:
+        self.encoding = encoding.checked()
+        self.source_tiles: JpegTiles | None = None
+        super().__init__(path, shape, record, overwrite, block_px, job)
+
+    def _rows(self, row: int, rows: int) -> NDArray[np.uint8]:
+        return self.read(row, 0, rows, self.shape[1])
+
+    def _save(self) -> None:
+        # What a killed run leaves in the ledger's folder goes with it.
+        with replace_when_done(self.path, self.overwrite, self.ledger.folder) as file:
+            write_pyramid(file, self.shape, self._rows, self.encoding, self.record, is_ome_name(self.path),
+                          self.ledger.folder, self.source_tiles)  # fmt: skip
+
+    def _release(self, failed: bool) -> None:
+        if self.source_tiles is not None:
+            self.source_tiles.close()
+        super()._release(failed)
 
 
 def unfinished_of(path: Path) -> Path:
@@ -305,7 +328,7 @@ def open_sink(
     block_px: int = BLOCK_PX,
     job: Mapping[str, Any] | None = None,
 ) -> ImageSink:
-    """The sink for a result's name; see `ImageSink` and `TiffSink`.
+    """The sink for a result's name; see `ImageSink` and `LedgerSink`.
 
     Raises:
         FileExistsError: the file exists and `overwrite` is False.
@@ -314,7 +337,12 @@ def open_sink(
     suffix = path.suffix.lower()
     record = record or Record(path.name)
     if suffix in TIFF_SUFFIXES:
-        return TiffSink(path, shape, record, overwrite, encoding or Encoding(), block_px, job)
+        return TiffSink(path, shape, record, overwrite, block_px, job, encoding or Encoding())
+    if suffix == ZARR_SUFFIX:
+        from bundle.slides.zarr_writer import ZarrSink
+
+        return ZarrSink(path, shape, record, overwrite, block_px, job)
     if suffix in RASTER_SUFFIXES:
         return RasterSink(path, shape, record, overwrite)
-    raise ValueError(f"a result must be {', '.join(RASTER_SUFFIXES + TIFF_SUFFIXES)}, got {path.name}.")
+    written = ", ".join((*RASTER_SUFFIXES, *TIFF_SUFFIXES, ZARR_SUFFIX))
+    raise ValueError(f"a result must be {written}, got {path.name}.")

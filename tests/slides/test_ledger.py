@@ -10,6 +10,7 @@ from bundle.slides.grid import Box, TileGrid
 from bundle.slides.ledger import BlockLedger
 
 SHAPE, BLOCK_PX = (70, 130), 50
+NOTHING = (0.0,) * 4  # figures of a block
 JOB = {"source": "abc", "seed": 3}
 
 
@@ -28,19 +29,19 @@ def test_finished_blocks_are_found_by_the_next_process(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     assert ledger.empty
     for block in blocks[::2]:
-        ledger.put(block, pixels_of(block), (block.row, block.col, 0.5))
+        ledger.put(block, pixels_of(block), (block.row, block.col, 0.5, 2))
     again = open_ledger(tmp_path)
     assert not again.empty and [again.has(block) for block in blocks] == [True, False] * 3
     for block in blocks[::2]:
         np.testing.assert_array_equal(again.read(block), pixels_of(block))
-        assert again.figures(block).tolist() == [block.row, block.col, 0.5]
+        assert again.figures(block).tolist() == [block.row, block.col, 0.5, 2]
     np.testing.assert_array_equal(again.read(Box(7, 3, 20, 11)), pixels_of(blocks[0])[7:27, 3:14])
 
 
 def test_a_black_block_counts_as_finished(tmp_path: Path) -> None:
     """zarr leaves out chunks of zeros by default: a black block would be restored again and again."""
     ledger = open_ledger(tmp_path)
-    ledger.put(Box(0, 0, 50, 50), np.zeros((50, 50, 3), np.uint8), (0.0, 0.0, 0.0))
+    ledger.put(Box(0, 0, 50, 50), np.zeros((50, 50, 3), np.uint8), NOTHING)
     assert ledger.has(Box(0, 0, 50, 50))
 
 
@@ -55,7 +56,7 @@ def test_another_job_is_refused_and_told_what_differs(tmp_path: Path, job: dict[
 def test_a_ledger_that_was_killed_while_it_was_made_begins_anew(tmp_path: Path) -> None:
     """Without its job nobody knows whose blocks these are."""
     ledger = open_ledger(tmp_path)
-    ledger.put(Box(0, 0, 50, 50), pixels_of(Box(0, 0, 50, 50)), (0.0, 0.0, 0.0))
+    ledger.put(Box(0, 0, 50, 50), pixels_of(Box(0, 0, 50, 50)), NOTHING)
     (ledger.folder / "job.json").unlink()
     assert open_ledger(tmp_path).empty
     assert json.loads((ledger.folder / "job.json").read_text())["seed"] == 3
@@ -64,7 +65,7 @@ def test_a_ledger_that_was_killed_while_it_was_made_begins_anew(tmp_path: Path) 
 def test_only_whole_blocks_are_kept(tmp_path: Path) -> None:
     """Two halves of a chunk would be two writes, and a kill between them leaves half a block that looks whole."""
     with pytest.raises(ValueError, match="whole blocks of 50 px"):
-        open_ledger(tmp_path).put(Box(0, 0, 50, 40), pixels_of(Box(0, 0, 50, 40)), (0.0, 0.0, 0.0))
+        open_ledger(tmp_path).put(Box(0, 0, 50, 40), pixels_of(Box(0, 0, 50, 40)), NOTHING)
 
 
 def test_two_processes_do_not_share_a_ledger(tmp_path: Path) -> None:
