@@ -40,6 +40,21 @@ def test_a_reverse_step_lands_on_the_forward_marginal(chain: GaussianChain, back
     assert float(before.std()) == pytest.approx(float(chain.s[t - 1]), rel=0.02)
 
 
+def test_a_reverse_step_keeps_of_a_state_what_its_method_keeps() -> None:
+    """A step that drew afresh would land on the marginal, too, but would be another method's sampling."""
+    resfusion, ir_sde = ResfusionScheduler(5), IrSdeScheduler(7, noise=0.3)
+    kept = ((1 - resfusion.b[5]) / (1 - resfusion.b[4]), ir_sde.a[7] / ir_sde.a[6])  # sqrt(alpha_T), exp(-θ_T)
+    for chain, keeps in zip((resfusion, ir_sde), map(float, kept), strict=True):
+        assert keeps < 0.9
+        t, zeros = chain.num_train_timesteps, torch.zeros(1, 1, 300, 300)
+        generator = torch.Generator().manual_seed(t)
+        x_t = chain.shifted(zeros, zeros, torch.randn(zeros.shape, generator=generator), at(t))
+        before = chain.step(zeros, at(t), x_t, torch.randn(zeros.shape, generator=generator), zeros)
+        expected = keeps * float(chain.s[t - 1]) ** 2  # covariance of x_{T-1} and r x_{T-1} + fresh noise
+        spread = float(chain.s[t] * chain.s[t - 1])
+        assert float((before * x_t).mean()) == pytest.approx(expected, abs=0.02 * spread)
+
+
 def test_resshift_is_one_of_these_chains() -> None:
     """The general posterior is held against the one that was derived on its own."""
     ours = ResidualShiftScheduler()
