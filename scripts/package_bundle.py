@@ -24,9 +24,10 @@ from bundle.slides.writer import replace_when_done
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "mop_pathology_restoration"
+KINDS = ("py", "js", "css", "html", "LICENSE.txt")  # of the package's files
 PATTERNS = ("LICENSE", "requirements.txt", "configs/**/*.json", "configs/logging.conf", "models/README.md",
-            "models/model.pt", "docs/README.md", "docs/stages.md", "docs/data_license.txt", "bundle/**/*.py",
-            *(f"bundle/**/*.{kind}" for kind in ("js", "css", "html", "LICENSE.txt")))
+            "models/model.pt", "docs/**/*.md", "docs/pictures/*.png", "docs/data_license.txt",
+            *(f"bundle/**/*.{kind}" for kind in KINDS))
 NEEDED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "configs/train.json", "configs/evaluate.json",
           "configs/logging.conf", "models/model.pt", "docs/README.md", "docs/data_license.txt", "bundle/restoration.py")
 KEYS = ("version", "changelog", "monai_version", "pytorch_version", "numpy_version", "required_packages_version",

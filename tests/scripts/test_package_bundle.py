@@ -58,9 +58,9 @@ def test_the_bundle_holds_what_it_needs_and_nothing_of_the_workshop(unpacked: Pa
     assert {path.name for path in unpacked.iterdir()} == {"LICENSE", "requirements.txt", "configs", "models", "docs",
                                                           "bundle"}
     assert (unpacked / "models" / "model.pt").read_bytes() == (ROOT / "models" / "model.pt").read_bytes()
-    sources = {path.relative_to(ROOT) for path in (ROOT / "bundle").rglob("*.py")}
-    assert {path.relative_to(unpacked) for path in (unpacked / "bundle").rglob("*")
-            if path.is_file()} == sources
+    sources = {path.relative_to(ROOT) for path in (ROOT / "bundle").rglob("*")
+               if path.is_file() and "__pycache__" not in path.parts}
+    assert {path.relative_to(unpacked) for path in (unpacked / "bundle").rglob("*") if path.is_file()} == sources
 
 
 def test_the_bundle_passes_the_zoo_s_checks() -> None:
