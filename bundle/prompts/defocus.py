@@ -4,7 +4,8 @@
     defocus_um    signed distance to best focus     (B,) µm
     contrast      contrast value that is left       (B,) in [0, 1] once trained, not clipped
 
-Backbone: MONAI's 2-D ResNet; ResNet-34 in the paper preset. Source: Cai et al. (MoP), section 3.1, equation 1.
+Backbone: MONAI's 2-D ResNet; ResNet-34 in the paper preset. Source: Cai et al. (MoP), section 3.1, equation 1. The compact
+preset adds to its features what a small network reads from local spectra (`spectrum`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from monai.networks.nets import ResNet
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bundle.prompts.spectrum import LocalSpectrum
+
 
 class DefocusEstimate(NamedTuple):
     """What the estimator says of a batch of tiles."""
@@ -25,27 +28,48 @@ class DefocusEstimate(NamedTuple):
     contrast: Tensor  # (B,)
 
 
+class SpectrumReader(nn.Module):
+    """Reads local spectra at the positions of P_D."""
+
+    def __init__(self, spectrum_width: int, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(spectrum_width), nn.Conv2d(spectrum_width, 2 * channels, 1), nn.GELU(), nn.Dropout(0.2),
+            nn.Conv2d(2 * channels, 2 * channels, 1), nn.GELU(), nn.Dropout(0.2),
+            nn.Conv2d(2 * channels, channels, 1))
+        nn.init.zeros_(self.layers[-1].weight)  # untrained, it adds nothing to what the backbone saw
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, spectra: Tensor) -> Tensor:
+        """(B, spectrum_width, h, w) -> (B, C, h, w)."""
+        return self.layers(spectra)
+
+
 class DefocusEstimator(nn.Module):
     """ResNet with a distance head and a contrast head on its pooled features.
 
     Args:
         layers: blocks of the four stages; (3, 4, 6, 3) is ResNet-34.
         widths: channels of the four stages; (64, 128, 256, 512) is ResNet-34. The last is C.
+        frequencies: of the local spectra that are read beside the backbone; 0 is the paper's estimator, without them.
     """
 
     stride = 32  # input pixels a position of P_D
 
-    def __init__(self, layers: Sequence[int] = (3, 4, 6, 3), widths: Sequence[int] = (64, 128, 256, 512)) -> None:
+    def __init__(self, layers: Sequence[int] = (3, 4, 6, 3), widths: Sequence[int] = (64, 128, 256, 512),
+                 frequencies: int = 0) -> None:
         super().__init__()
         # conv1 stride 2 and these shortcuts make the keys equal torchvision's ResNet.
         self.backbone = ResNet("basic", list(layers), list(widths), spatial_dims=2, n_input_channels=3, conv1_t_size=7,
                                conv1_t_stride=2, shortcut_type="B", bias_downsample=False, feed_forward=False)
         self.width = widths[-1]
+        self.spectrum = LocalSpectrum(frequencies, stride_px=self.stride) if frequencies else None
+        self.reader = SpectrumReader(self.spectrum.width, self.width) if self.spectrum is not None else None
         self.distance_head = nn.Linear(self.width, 1)
         self.contrast_head = nn.Linear(self.width, 1)
 
     def stages(self, image: Tensor) -> list[Tensor]:
-        """Features of the four stages, strides 4, 8, 16, 32, for (B, 3, H, W) in [0, 1]."""
+        """Features of the backbone's four stages, strides 4, 8, 16, 32, for (B, 3, H, W) in [0, 1]."""
         net = self.backbone
         # A fixed scale, never the image's own range: blur must not be normalised away.
         x = net.maxpool(net.act(net.bn1(net.conv1(image * 2 - 1))))
@@ -55,18 +79,39 @@ class DefocusEstimator(nn.Module):
             features.append(x)
         return features
 
-    def forward(self, image: Tensor) -> DefocusEstimate:
-        """Estimate of (B, 3, H, W) in [0, 1]."""
-        prompt = self.stages(image)[-1]
+    def seen(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the heads are read from: the backbone's last features and the local spectra, if there are any."""
+        return self.stages(image)[-1], None if self.spectrum is None else self.spectrum(image)
+
+    def read(self, features: Tensor, spectra: Tensor | None) -> DefocusEstimate:
+        """Estimate from what was `seen`."""
+        prompt = features if self.reader is None or spectra is None else features + self.reader(spectra)
         pooled = prompt.mean((2, 3))  # (B, C)
         return DefocusEstimate(prompt, self.distance_head(pooled)[:, 0], self.contrast_head(pooled)[:, 0])
 
+    def forward(self, image: Tensor) -> DefocusEstimate:
+        """Estimate of (B, 3, H, W) in [0, 1]."""
+        return self.read(*self.seen(image))
+
     def focus_map(self, image: Tensor) -> Tensor:
         """Signed distance at every position of P_D, upsampled, (B, 1, H, W) µm: figure 4 of the paper."""
-        return self.map_of(self.stages(image)[-1], image.shape[-2:])
+        return self.map_of(self(image).prompt, image.shape[-2:])
 
     def map_of(self, prompt: Tensor, size: Sequence[int]) -> Tensor:
         """Focus map of a defocus prompt: the distance head at every position, (B, 1, *size) µm."""
         weight = self.distance_head.weight[:, :, None, None]
         distance = functional.conv2d(prompt, weight, self.distance_head.bias)
         return functional.interpolate(distance, tuple(size), mode="bilinear", align_corners=False)
+
+
+class Reading(nn.Module):
+    """An estimator whose backbone has already been run: what is trained where it is frozen (stage 1b)."""
+
+    def __init__(self, estimator: DefocusEstimator) -> None:
+        super().__init__()
+        self.reader, self.heads = estimator.reader, nn.ModuleList([estimator.distance_head, estimator.contrast_head])
+        self._estimator = (estimator,)  # in a tuple, so that the backbone is no part of what is trained
+
+    def forward(self, features: Tensor, spectra: Tensor) -> DefocusEstimate:
+        """Estimate from features (B, C, h, w) and spectra (B, S, h, w)."""
+        return self._estimator[0].read(features, spectra)

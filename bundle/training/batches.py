@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bundle.conventions import CONTRAST, DEFOCUS_UM, IMAGE, LABEL, MPP
 from bundle.optics.random_defocus import DefocusSimulator, SimulatedPatches
 from bundle.p_former.network import PFormer
+from bundle.prompts.defocus import DefocusEstimator
 from bundle.prompts.prompter import Prompter
 
 Prepared = tuple[Any, Any, tuple, dict]
@@ -49,7 +50,7 @@ def pairs_of(source: Source, batch: dict[str, Any], device: torch.device | None)
 
 
 class KeptBatches:
-    """Keeps what `prepare` made of each batch: for validation, where the same patches come again.
+    """Keeps what `prepare` made of each batch: for validation and wherever the same patches come again.
 
     Saves the simulation and the frozen prompts; see docs/decisions/0005-frozen-prompts.md.
     """
@@ -84,6 +85,22 @@ class DefocusBatch:
         """Inputs (B, 3, H, W), targets (B, 2)."""
         drawn = pairs_of(self.simulate, batchdata, device)
         return drawn.image, torch.stack([drawn.defocus_um, drawn.contrast], 1), (), {}
+
+
+class SeenBatch:
+    """Stage 1b: what a frozen backbone and the local spectra see of a patch -> the targets of stage 1."""
+
+    def __init__(self, simulate: Source, estimator: DefocusEstimator) -> None:
+        self.simulate, self.estimator = simulate, estimator
+        frozen(estimator.backbone)
+
+    @torch.no_grad()
+    def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
+                 **kwargs: Any) -> Prepared:
+        """Inputs: features (B, C, h, w); targets (B, 2); spectra (B, S, h, w) as argument."""
+        drawn = pairs_of(self.simulate, batchdata, device)
+        features, spectra = self.estimator.to(device).seen(drawn.image)
+        return features, torch.stack([drawn.defocus_um, drawn.contrast], 1), (spectra,), {}
 
 
 class EncoderBatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bundle.prompts.defocus import DefocusEstimator
+from bundle.prompts.defocus import DefocusEstimator, Reading
 
 
 def tiny() -> DefocusEstimator:
@@ -35,3 +35,26 @@ def test_a_faint_tile_is_not_stretched_to_full_contrast() -> None:
     image = torch.rand(1, 3, 64, 64)
     faint = 0.5 + 0.1 * (image - 0.5)
     assert not torch.allclose(network(image).prompt, network(faint).prompt, atol=1e-3)
+
+
+def test_untrained_spectra_change_nothing_and_trained_ones_reach_every_position() -> None:
+    """The spectra are an addition to the paper's estimator; it must start as that, and then be read."""
+    plain = tiny()
+    torch.manual_seed(1)
+    reading = DefocusEstimator((1, 1, 1, 1), (8, 8, 16, 24), frequencies=8).eval()
+    reading.load_state_dict({**reading.state_dict(), **plain.state_dict()})
+    image = torch.rand(2, 3, 96, 160)
+    assert torch.allclose(reading(image).prompt, plain(image).prompt)
+    torch.nn.init.normal_(reading.reader.layers[-1].weight)
+    assert bool(((reading(image).prompt - plain(image).prompt).abs().amax(1) > 1e-3).all())
+
+
+def test_the_reader_alone_says_what_the_whole_estimator_says() -> None:
+    """Stage 1b trains on what was seen and kept; used on an image the same weights must say the same."""
+    torch.manual_seed(2)
+    estimator = DefocusEstimator((1, 1, 1, 1), (8, 8, 16, 24), frequencies=8).eval()
+    torch.nn.init.normal_(estimator.reader.layers[-1].weight)
+    image = torch.rand(2, 3, 96, 64)
+    features, spectra = estimator.seen(image)
+    kept, whole = Reading(estimator)(features, spectra), estimator(image)
+    assert all(torch.equal(a, b) for a, b in zip(kept, whole, strict=True))
