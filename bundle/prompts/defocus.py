@@ -29,7 +29,7 @@ class DefocusEstimate(NamedTuple):
 
 
 class SpectrumReader(nn.Module):
-    """Reads local spectra at the positions of P_D."""
+    """Reads local spectra, one for each 2 x 2 positions of P_D."""
 
     def __init__(self, spectrum_width: int, channels: int) -> None:
         super().__init__()
@@ -40,9 +40,10 @@ class SpectrumReader(nn.Module):
         nn.init.zeros_(self.layers[-1].weight)  # untrained, it adds nothing to what the backbone saw
         nn.init.zeros_(self.layers[-1].bias)
 
-    def forward(self, spectra: Tensor) -> Tensor:
-        """(B, spectrum_width, h, w) -> (B, C, h, w)."""
-        return self.layers(spectra)
+    def forward(self, spectra: Tensor, size: Sequence[int]) -> Tensor:
+        """(B, spectrum_width, ceil(h / 2), ceil(w / 2)) -> (B, C, h, w), `size` = (h, w)."""
+        read = functional.interpolate(self.layers(spectra), scale_factor=2.0, mode="bilinear")
+        return read[..., : size[0], : size[1]]
 
 
 class DefocusEstimator(nn.Module):
@@ -63,7 +64,7 @@ class DefocusEstimator(nn.Module):
         self.backbone = ResNet("basic", list(layers), list(widths), spatial_dims=2, n_input_channels=3, conv1_t_size=7,
                                conv1_t_stride=2, shortcut_type="B", bias_downsample=False, feed_forward=False)
         self.width = widths[-1]
-        self.spectrum = LocalSpectrum(frequencies, stride_px=self.stride) if frequencies else None
+        self.spectrum = LocalSpectrum(frequencies, stride_px=2 * self.stride) if frequencies else None
         self.reader = SpectrumReader(self.spectrum.width, self.width) if self.spectrum is not None else None
         self.distance_head = nn.Linear(self.width, 1)
         self.contrast_head = nn.Linear(self.width, 1)
@@ -85,7 +86,7 @@ class DefocusEstimator(nn.Module):
 
     def read(self, features: Tensor, spectra: Tensor | None) -> DefocusEstimate:
         """Estimate from what was `seen`."""
-        prompt = features if self.reader is None or spectra is None else features + self.reader(spectra)
+        prompt = features if self.reader is None or spectra is None else features + self.reader(spectra, features.shape[-2:])
         pooled = prompt.mean((2, 3))  # (B, C)
         return DefocusEstimate(prompt, self.distance_head(pooled)[:, 0], self.contrast_head(pooled)[:, 0])
 
@@ -113,5 +114,5 @@ class Reading(nn.Module):
         self._estimator = (estimator,)  # in a tuple, so that the backbone is no part of what is trained
 
     def forward(self, features: Tensor, spectra: Tensor) -> DefocusEstimate:
-        """Estimate from features (B, C, h, w) and spectra (B, S, h, w)."""
+        """Estimate from features (B, C, h, w) and spectra (B, S, ceil(h / 2), ceil(w / 2))."""
         return self._estimator[0].read(features, spectra)

@@ -1,13 +1,13 @@
 """Local spectra of a tile: what defocus writes into an image whatever the tissue is.
 
-    window      Hann window around each position of P_D                                (side, side)
+    window      Hann windows of 128 px, one every 64 px                                (side, side)
     P_c(f)      power of channel c at radial frequency f                               R, G, B
     C_cd(f)     coherence Re(F_c conj F_d) / sqrt(P_c P_d)                             RG, RB, GB
-    spectrum    log P_c and C_cd of each window, then of the mean over all windows     (B, 12 K, H / stride, W / stride)
+    spectrum    log P_c and C_cd of each window, then of the mean over all windows     (B, 12 K, ceil(H / 64), ceil(W / 64))
 
 Tissue looks much the same in its three colours, so their ratio at one frequency is mostly the ratio of two transfer
 functions, and these have zeros and signs where the distance says. A convolutional network has to find that out; here it
-is measured. Not in the paper: docs/decisions/0008-spectral-prompt.md has what it is worth.
+is measured. Not in the paper: docs/decisions/0007-local-spectra.md has what it is worth.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ class LocalSpectrum(nn.Module):
 
     Args:
         frequencies: K, rings of 1 to K cycles per window; at most half its side.
-        window_px: side of the window, even.
+        window_px: side of the window, even. Zeros of a transfer function lie close together far from focus: on the same
+            patches a window of 64 px told the distance half as well as one of 128.
         stride_px: distance of two windows.
     """
 
-    def __init__(self, frequencies: int = 32, window_px: int = 64, stride_px: int = 32) -> None:
+    def __init__(self, frequencies: int = 64, window_px: int = 128, stride_px: int = 64) -> None:
         super().__init__()
         if window_px % 2 or window_px < stride_px or not 1 <= frequencies <= window_px // 2:
-            raise ValueError(f"window_px must be even, at least stride_px {stride_px} and twice the frequencies "
+            raise ValueError(f"window_px must be even, at least {stride_px} and at least twice the frequencies "
                              f"{frequencies}, got {window_px}.")
         self.window_px, self.stride_px, self.width = window_px, stride_px, 12 * frequencies
         hann = torch.hann_window(window_px, periodic=True, dtype=torch.float64)
@@ -50,7 +51,7 @@ class LocalSpectrum(nn.Module):
             self.register_buffer(name, value.float().contiguous(), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1], H and W multiples of the stride -> (B, 12 K, H / stride, W / stride)."""
+        """(B, 3, H, W) in [0, 1] -> (B, 12 K, h, w), h = ceil(H / stride_px)."""
         if torch.is_autocast_enabled(image.device.type):  # powers span five decades: no bfloat16 here
             with torch.autocast(image.device.type, enabled=False):
                 return self.forward(image.float())
@@ -62,7 +63,9 @@ class LocalSpectrum(nn.Module):
         """Powers of the channels and real parts of the cross spectra, averaged over rings, (B, 6, K, rows, columns)."""
         (height, width), side = image.shape[-2:], self.window_px
         margin = (side - self.stride_px) // 2
-        padded = functional.pad(image, (margin,) * 4, mode="reflect" if margin < min(height, width) else "replicate")
+        right, below = margin + -width % self.stride_px, margin + -height % self.stride_px
+        mode = "reflect" if max(right, below) < min(height, width) else "replicate"
+        padded = functional.pad(image, (margin, right, margin, below), mode=mode)
         windows = padded.unfold(2, side, self.stride_px).unfold(3, side, self.stride_px)  # (B, 3, rows, columns, s, s)
         real, imaginary = (windows @ self.columns).chunk(2, -1)
         real, imaginary = (self.rows_real @ real - self.rows_imaginary @ imaginary,

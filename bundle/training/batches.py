@@ -97,7 +97,7 @@ class SeenBatch:
     @torch.no_grad()
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
                  **kwargs: Any) -> Prepared:
-        """Inputs: features (B, C, h, w); targets (B, 2); spectra (B, S, h, w) as argument."""
+        """Inputs: features (B, C, h, w); targets (B, 2); spectra (B, S, …) as argument."""
         drawn = pairs_of(self.simulate, batchdata, device)
         features, spectra = self.estimator.to(device).seen(drawn.image)
         return features, torch.stack([drawn.defocus_um, drawn.contrast], 1), (spectra,), {}

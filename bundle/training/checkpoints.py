@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -18,6 +19,18 @@ from bundle.weights import read_state, refuse_misfit, save_whole
 CHECKPOINT = "checkpoint.pt"  # all that a run needs to go on
 WEIGHTS = "network.pt"  # the state dict that the next stage and the release use
 BEST = "best.pt"  # the same, of the epoch that validated best
+
+
+def random_state() -> list[Tensor]:
+    """torch's global generators, the CPU's first: patches need none of them, dropout does."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def set_random_state(states: list[Tensor]) -> None:
+    """Go on from `random_state()`, on as many devices as are there now."""
+    torch.set_rng_state(states[0])
+    for device, state in enumerate(states[1:][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, device)
 
 
 class BestWeights:
@@ -86,13 +99,15 @@ class StageCheckpoint:
             return
         saved = read_state(path)
         needed = {*self.parts, "epoch", "iteration"}
-        if set(saved) - {"best"} != needed:  # version 0.1 kept no best
+        if set(saved) - {"best", "random"} != needed:  # earlier checkpoints kept neither
             raise ValueError(f"checkpoint {path} is of another stage: it holds {sorted(saved)}.")
         refuse_misfit(self.network, saved["network"], path)
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         if self.best is not None:
             self.best.best = saved.get("best", -math.inf)
+        if "random" in saved:
+            set_random_state(saved["random"])
         self.saved_epoch = saved["epoch"]
         engine.state.epoch, engine.state.iteration = saved["epoch"], saved["iteration"]
 
@@ -102,7 +117,7 @@ class StageCheckpoint:
             return
         save_whole((self.network if self.ema is None else self.ema.ema_model).state_dict(), self.folder / WEIGHTS)
         saved: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
-        saved |= {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        saved |= {"epoch": engine.state.epoch, "iteration": engine.state.iteration, "random": random_state()}
         if self.best is not None:
             saved["best"] = self.best.best
         save_whole(saved, self.folder / CHECKPOINT)

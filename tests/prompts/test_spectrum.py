@@ -13,14 +13,14 @@ from bundle.prompts.spectrum import FAINTEST, LocalSpectrum
 
 @pytest.fixture(scope="module")
 def section() -> Tensor:
-    """A non-square piece of the colon section, (1, 3, 128, 192)."""
+    """A non-square piece of the colon section, (1, 3, 128, 224)."""
     pixels = torch.from_numpy(immunohistochemistry()).permute(2, 0, 1)[None].float() / 255
-    return pixels[..., 100:228, 60:252]
+    return pixels[..., 100:228, 60:284]
 
 
 def test_powers_and_coherences_are_those_of_the_fourier_transform(section: Tensor) -> None:
     """Matrices stand for the transform because exported graphs have none; a wrong sign would read another distance."""
-    seen = LocalSpectrum(16, window_px=32, stride_px=32)(section).view(1, 2, 6, 16, 4, 6)
+    seen = LocalSpectrum(16, window_px=32, stride_px=32)(section).view(1, 2, 6, 16, 4, 7)
     window = torch.hann_window(32)[:, None] * torch.hann_window(32)[None, :]
     tile = section[0, :, 32:64, 96:128]  # the window of row 1, column 3
     centred = tile - (tile * window).sum((1, 2), keepdim=True) / window.sum()
@@ -45,24 +45,24 @@ def test_a_tile_does_not_see_its_batch(section: Tensor) -> None:
 
 def test_darkness_changes_nothing_and_blur_takes_the_fine_rings(section: Tensor) -> None:
     """A lamp that is turned down is not defocus; a blur is."""
-    spectrum = LocalSpectrum(32)
-    powers = spectrum(section)[:, :96].view(3, 32, -1).mean(-1)
-    darker = spectrum(section - 0.1)[:, :96].view(3, 32, -1).mean(-1)
+    spectrum = LocalSpectrum(64)
+    powers = spectrum(section)[:, :192].reshape(3, 64, -1).mean(-1)
+    darker = spectrum(section - 0.1)[:, :192].reshape(3, 64, -1).mean(-1)
     assert torch.allclose(darker, powers, atol=0.01)
     blurred = functional.avg_pool2d(functional.pad(section, (2, 2, 2, 2), mode="reflect"), 5, stride=1)
-    fall = powers - spectrum(blurred)[:, :96].view(3, 32, -1).mean(-1)
-    assert float(fall[:, :2].max()) < 0.5 and float(fall[:, 10:].min()) > 1.5
+    fall = powers - spectrum(blurred)[:, :192].reshape(3, 64, -1).mean(-1)
+    assert float(fall[:, :2].max()) < 0.5 and float(fall[:, 20:].min()) > 1.5
 
 
 def test_mixed_precision_does_not_reach_the_powers(section: Tensor) -> None:
     """Five decades of power rounded to three digits would be noise where the distance is told."""
-    spectrum = LocalSpectrum(32)
+    spectrum = LocalSpectrum(64)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = spectrum(section)
     assert torch.equal(mixed, spectrum(section))
 
 
-@pytest.mark.parametrize(("frequencies", "window_px"), [(33, 64), (4, 63), (4, 16), (0, 64)])
+@pytest.mark.parametrize(("frequencies", "window_px"), [(65, 128), (4, 127), (4, 32), (0, 128)])
 def test_rings_that_a_window_does_not_hold_are_refused(frequencies: int, window_px: int) -> None:
     """A ring beyond half a cycle per pixel would be empty and divide by nothing."""
     with pytest.raises(ValueError, match="window_px must be even"):

@@ -1,0 +1,33 @@
+"""Stage 1b: the estimator's reader of local spectra, behind a frozen backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FILES = [f"configs/{name}.json" for name in ("train_defocus", "smoke", "spectrum")]
+
+
+def test_the_reader_learns_and_the_backbone_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept features are those of one backbone; if it moved with the reader, every later epoch would learn on old ones."""
+    monkeypatch.chdir(ROOT)
+    workflow = ConfigWorkflow(
+        config_file=FILES, workflow_type="train", logging_file=False, runs_dir=str(tmp_path), start_weights=None,
+        device="$torch.device('cpu')", patch_px=64, defocus_batch_size=2, defocus_epochs=2, defocus_epoch_length=2,
+        val_patches=2, val_interval=1)
+    workflow.initialize()
+    estimator = workflow.parser.get_parsed_content("estimator")
+    before = {name: value.clone() for name, value in estimator.state_dict().items()}
+    workflow.run()
+    after = torch.load(tmp_path / "spectrum" / "network.pt", weights_only=True)
+    assert after.keys() == before.keys()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert not {name for name in moved if name.startswith("backbone.")}
+    assert {"reader.layers.7.weight", "distance_head.weight", "contrast_head.bias"} <= moved
+    # Patches are known by their seeds, and those of both sets are equal: one memory would validate on what was trained.
+    kept = [workflow.parser.get_parsed_content(f"{part}::prepare_batch").kept for part in ("train", "validate")]
+    assert [len(batches) for batches in kept] == [2, 1]
