@@ -4,8 +4,8 @@
     defocus_um    signed distance to best focus     (B,) µm
     contrast      contrast value that is left       (B,) in [0, 1] once trained, not clipped
 
-Backbone: MONAI's 2-D ResNet; ResNet-34 in the paper preset. Source: Cai et al. (MoP), section 3.1, equation 1. The compact
-preset adds to its features what a small network reads from local spectra (`spectrum`).
+Backbone: MONAI's 2-D ResNet; ResNet-34 in the paper preset. Source: Cai et al. (MoP), section 3.1, equation 1.
+The compact preset adds to its features what a small network reads from local spectra (`spectrum`).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class SpectrumReader(nn.Module):
 
     def __init__(self, spectrum_width: int, channels: int) -> None:
         super().__init__()
+        last = nn.Conv2d(2 * channels, channels, 1)
+        for weight in last.parameters():
+            nn.init.zeros_(weight)  # untrained, it adds nothing to what the backbone saw
         self.layers = nn.Sequential(
             nn.BatchNorm2d(spectrum_width), nn.Conv2d(spectrum_width, 2 * channels, 1), nn.GELU(), nn.Dropout(0.2),
-            nn.Conv2d(2 * channels, 2 * channels, 1), nn.GELU(), nn.Dropout(0.2),
-            nn.Conv2d(2 * channels, channels, 1))
-        nn.init.zeros_(self.layers[-1].weight)  # untrained, it adds nothing to what the backbone saw
-        nn.init.zeros_(self.layers[-1].bias)
+            nn.Conv2d(2 * channels, 2 * channels, 1), nn.GELU(), nn.Dropout(0.2), last)
 
     def forward(self, spectra: Tensor, size: Sequence[int]) -> Tensor:
         """(B, spectrum_width, ceil(h / 2), ceil(w / 2)) -> (B, C, h, w), `size` = (h, w)."""
@@ -86,7 +86,9 @@ class DefocusEstimator(nn.Module):
 
     def read(self, features: Tensor, spectra: Tensor | None) -> DefocusEstimate:
         """Estimate from what was `seen`."""
-        prompt = features if self.reader is None or spectra is None else features + self.reader(spectra, features.shape[-2:])
+        prompt = features
+        if self.reader is not None and spectra is not None:
+            prompt = prompt + self.reader(spectra, features.shape[-2:])
         pooled = prompt.mean((2, 3))  # (B, C)
         return DefocusEstimate(prompt, self.distance_head(pooled)[:, 0], self.contrast_head(pooled)[:, 0])
 

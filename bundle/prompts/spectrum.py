@@ -3,7 +3,7 @@
     window      Hann windows of 128 px, one every 64 px                                (side, side)
     P_c(f)      power of channel c at radial frequency f                               R, G, B
     C_cd(f)     coherence Re(F_c conj F_d) / sqrt(P_c P_d)                             RG, RB, GB
-    spectrum    log P_c and C_cd of each window, then of the mean over all windows     (B, 12 K, ceil(H / 64), ceil(W / 64))
+    spectrum    log P_c and C_cd of each window, then of the mean over all windows     (B, 12 K, h, w), h = ceil(H / 64)
 
 Tissue looks much the same in its three colours, so their ratio at one frequency is mostly the ratio of two transfer
 functions, and these have zeros and signs where the distance says. A convolutional network has to find that out; here it
@@ -25,10 +25,16 @@ class LocalSpectrum(nn.Module):
 
     Args:
         frequencies: K, rings of 1 to K cycles per window; at most half its side.
-        window_px: side of the window, even. Zeros of a transfer function lie close together far from focus: on the same
-            patches a window of 64 px told the distance half as well as one of 128.
+        window_px: side of the window, even. Far from focus the zeros of a transfer function lie close together: on
+            the same patches a window of 64 px told the distance half as well as one of 128.
         stride_px: distance of two windows.
     """
+
+    columns: Tensor  # (s, s + 2) a window's rows -> real and imaginary part at the frequencies of a real transform
+    rows_real: Tensor  # (s, s) the same along the other side
+    rows_imaginary: Tensor  # (s, s)
+    average: Tensor  # (s (s/2 + 1), K) mean over each ring
+    of_ones: Tensor  # (2, s, s/2 + 1) transform of the window itself, real and imaginary
 
     def __init__(self, frequencies: int = 64, window_px: int = 128, stride_px: int = 64) -> None:
         super().__init__()
@@ -61,17 +67,20 @@ class LocalSpectrum(nn.Module):
 
     def _products(self, image: Tensor) -> Tensor:
         """Powers of the channels and real parts of the cross spectra, averaged over rings, (B, 6, K, rows, columns)."""
-        (height, width), side = image.shape[-2:], self.window_px
-        margin = (side - self.stride_px) // 2
-        right, below = margin + -width % self.stride_px, margin + -height % self.stride_px
-        mode = "reflect" if max(right, below) < min(height, width) else "replicate"
-        padded = functional.pad(image, (margin, right, margin, below), mode=mode)
+        side, margin = self.window_px, (self.window_px - self.stride_px) // 2
+        padded = image
+        for axis in (-2, -1):
+            end = margin + -image.shape[axis] % self.stride_px
+            pads = (0, 0, margin, end) if axis == -2 else (margin, end, 0, 0)
+            # Mirrored, as every size that a graph is exported for can be; only a tile below 64 px repeats its border.
+            padded = functional.pad(padded, pads, mode="reflect" if end < image.shape[axis] else "replicate")
         windows = padded.unfold(2, side, self.stride_px).unfold(3, side, self.stride_px)  # (B, 3, rows, columns, s, s)
         real, imaginary = (windows @ self.columns).chunk(2, -1)
         real, imaginary = (self.rows_real @ real - self.rows_imaginary @ imaginary,
                            self.rows_real @ imaginary + self.rows_imaginary @ real)  # (B, 3, rows, columns, s, s/2 + 1)
         mean = real[..., :1, :1] / self.of_ones[0, 0, 0]
-        real, imaginary = ((real - mean * self.of_ones[0]).flatten(-2), (imaginary - mean * self.of_ones[1]).flatten(-2))
+        real = (real - mean * self.of_ones[0]).flatten(-2)
+        imaginary = (imaginary - mean * self.of_ones[1]).flatten(-2)
         of_pairs = [real[:, c] * real[:, d] + imaginary[:, c] * imaginary[:, d] for c, d in (*SELVES, *PAIRS)]
         return (torch.stack(of_pairs, 1) @ self.average).movedim(-1, 2)
 

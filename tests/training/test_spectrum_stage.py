@@ -13,7 +13,7 @@ FILES = [f"configs/{name}.json" for name in ("train_defocus", "smoke", "spectrum
 
 
 def test_the_reader_learns_and_the_backbone_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept features are those of one backbone; if it moved with the reader, every later epoch would learn on old ones."""
+    """Kept features are those of one backbone; if it moved too, every later epoch would learn on old ones."""
     monkeypatch.chdir(ROOT)
     workflow = ConfigWorkflow(
         config_file=FILES, workflow_type="train", logging_file=False, runs_dir=str(tmp_path), start_weights=None,
