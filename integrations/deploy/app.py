@@ -41,6 +41,14 @@ def bundle_folder(context: AppContext) -> Path | None:
     return CHECKOUT if "model" not in context.args and (CHECKOUT / "configs").is_dir() else None
 
 
+def weights_of(context: AppContext, bundle: Path | None) -> Path:
+    """The file that restores: of TorchScript what -m names, or in a MAP the first of the folder that it names."""
+    if bundle is not None:
+        return bundle / "models" / "model.pt"
+    path = Path(context.model_path)
+    return path if path.is_file() else next(iter(sorted(path.rglob("*.ts"))), path)
+
+
 def image_of(path: Path) -> tuple[Path, dict[str, object]]:
     """The image of -i, and what region.json beside it says.
 
@@ -95,9 +103,8 @@ class MopApp(Application):
             self, app_context=self._context, bundle_path=self._bundle, name="restore",
             input_mapping=[IOMapping("image", object, IOType.IN_MEMORY)],
             output_mapping=[IOMapping("pred", object, IOType.IN_MEMORY)])
-        weights = Path(self._context.model_path) if self._bundle is None else self._bundle / "models" / "model.pt"
         write = WriteOperator(self, folder=Path(self._context.output_path), stem=self._image.stem, source=self._source,
-                              weights=weights, name="write")
+                              weights=weights_of(self._context, self._bundle), name="write")
         self.add_flow(read, restore, {("image", "image")})
         self.add_flow(restore, write, {("pred", "image")})
 
