@@ -1,4 +1,4 @@
-"""MONAI Deploy's operators of MoP: pixels in, the bundle's network, PNG and TIFF out."""
+"""MONAI Deploy's operators of MoP: pixels in, the bundle's network, PNG and TIFF out, DICOM of a DICOM slide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 from monai.data import MetaTensor
 from monai.deploy.core import Fragment, Image, Operator, OperatorSpec
 from monai.deploy.operators import MonaiBundleInferenceOperator
+from monai.deploy.operators.dicom_utils import save_dcm_file
 from monai.inferers import SlidingWindowInferer
+from mop_dicom import Source, secondary_capture
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
@@ -64,10 +66,19 @@ class RestoreOperator(MonaiBundleInferenceOperator):
 
 
 class WriteOperator(Operator):
-    """Writes `STEM_restored.png` and `STEM_restored.tif` (LZW): in `image`, an Image of (H, W, 3) uint8."""
+    """Writes `STEM_restored.png` and `STEM_restored.tif` (LZW), of a DICOM slide `STEM_restored.dcm` too.
 
-    def __init__(self, fragment: Fragment, *args: Any, folder: Path, stem: str, **kwargs: Any) -> None:
-        self._folder, self._stem = folder, stem
+    In `image`, an Image of (H, W, 3) uint8.
+
+    Args:
+        folder, stem: of the files.
+        source: the DICOM slide that the pixels are of, None for other images.
+        weights: the file that restores.
+    """
+
+    def __init__(self, fragment: Fragment, *args: Any, folder: Path, stem: str, source: Source | None, weights: Path,
+                 **kwargs: Any) -> None:
+        self._folder, self._stem, self._source, self._weights = folder, stem, source, weights
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -75,9 +86,12 @@ class WriteOperator(Operator):
         spec.input("image")
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
-        """Write both files; each gets its name when it is whole."""
+        """Write the files; each gets its name when it is whole."""
         pixels = op_input.receive("image").asnumpy()
         with replace_when_done(self._folder / f"{self._stem}_restored.png", overwrite=True) as file:
             Picture.fromarray(pixels).save(file, "PNG")
         with replace_when_done(self._folder / f"{self._stem}_restored.tif", overwrite=True) as file:
             tifffile.imwrite(file, pixels, photometric="rgb", compression="lzw")
+        if self._source is not None:
+            with replace_when_done(self._folder / f"{self._stem}_restored.dcm", overwrite=True) as file:
+                save_dcm_file(secondary_capture(pixels, self._source, self._weights), Path(file.name))

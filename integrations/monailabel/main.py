@@ -8,6 +8,8 @@ uses (default model/trained.pt beside this file).
 
 from __future__ import annotations
 
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,23 @@ class MopApp(MONAILabelApp):
         return {MODEL: PairTrainTask(self._trained, self._device)}
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """As the server's own; what the caller got wrong is a 404 with its sentence, not a 500 without."""
+        """As the server's own; what the caller got wrong is a 404 with its sentence, not a 500 without.
+
+        The server's own also opens any path of its machine, and keeps an upload whose request was refused: a picture
+        of a patient.
+        """
+        image = Path(str(request.get("image", "")))
+        sent = is_upload(image)
+        if image.exists() and not sent:
+            raise HTTPException(404, f"an image must be a file or be in the datastore, {image.name} is a path.")
         try:
             answer: dict[str, Any] = super().infer(request, datastore)
-        except MONAILabelException as error:
-            raise HTTPException(404, str(error.msg)) from error
+        except Exception as error:
+            if sent:
+                image.unlink(missing_ok=True)
+            if isinstance(error, MONAILabelException):
+                raise HTTPException(404, str(error.msg)) from error
+            raise
         return answer
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -57,3 +71,8 @@ class MopApp(MONAILabelApp):
         except (ValueError, OSError) as error:
             raise HTTPException(400, sentence(error)) from error
         return told
+
+
+def is_upload(path: Path) -> bool:
+    """Whether the server has written this file of what was sent: by Python's temporary names."""
+    return path.parent == Path(tempfile.gettempdir()) and bool(re.match(r"tmp[a-z0-9_]{8}(\.|$)", path.name))

@@ -88,10 +88,9 @@ class PairTrainTask(TrainTask):
         if not pairs:
             raise ValueError("training needs at least one image with a final label, the datastore has none.")
         before = error_of(network, pairs, plan.patch_px)
-        train(network, pairs, plan)
+        steps = train(network, pairs, plan)
         after = error_of(network, pairs, plan.patch_px)
         save_whole(network.state_dict(), self._trained)
-        steps = plan.max_epochs * -(-len(pairs) * plan.crops // plan.batch_size)
         return {"pairs": len(pairs), "steps": steps, "l1_before": before, "l1_after": after}
 
 
@@ -114,19 +113,21 @@ def read_pair(record: dict[str, str], patch_px: int) -> dict[str, Tensor]:
     return pair
 
 
-def train(network: TileRestorer, pairs: list[dict[str, Tensor]], plan: Plan) -> None:
-    """Some epochs of L1 on random crops; changes `network.p_former` in place."""
+def train(network: TileRestorer, pairs: list[dict[str, Tensor]], plan: Plan) -> int:
+    """Some epochs of L1 on random crops; changes `network.p_former` in place; the steps that it took."""
     device = next(network.parameters()).device
     torch.manual_seed(plan.seed)  # of the loader's order: this process does nothing else
     crop = Compose([RandSpatialCropd(KEYS, (plan.patch_px, plan.patch_px), random_size=False),
                     RandFlipd(KEYS, 0.5, 0), RandRotate90d(KEYS, 0.75, 3), EnsureTyped(KEYS, track_meta=False)])
     crop.set_random_state(plan.seed)
-    loader = DataLoader(Dataset(pairs * plan.crops, crop), plan.batch_size, shuffle=True)
+    loader = DataLoader(Dataset(pairs * plan.crops, crop), batch_size=plan.batch_size, shuffle=True)
     p_former = network.p_former.requires_grad_(True)
     optimizer = torch.optim.AdamW(p_former.parameters(), plan.learning_rate)
-    SupervisedTrainer(device, plan.max_epochs, loader, p_former, optimizer, torch.nn.L1Loss(),
-                      prepare_batch=PairBatch(network.prompter)).run()
+    trainer = SupervisedTrainer(device, plan.max_epochs, loader, p_former, optimizer, torch.nn.L1Loss(),
+                                prepare_batch=PairBatch(network.prompter))
+    trainer.run()
     network.eval()
+    return int(trainer.state.iteration)
 
 
 @torch.no_grad()

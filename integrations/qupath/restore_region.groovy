@@ -10,12 +10,13 @@ import java.net.http.HttpClient
 import java.net.http.HttpRequest
 import java.net.http.HttpResponse
 import java.nio.file.Files
-import java.nio.file.Path
 import java.time.Duration
 import javafx.application.Platform
 import javax.imageio.ImageIO
 import java.awt.image.BufferedImage
+import qupath.lib.common.GeneralTools
 import qupath.lib.gui.QuPathGUI
+import qupath.lib.images.ImageData
 import qupath.lib.regions.RegionRequest
 import static qupath.lib.scripting.QP.*
 
@@ -28,6 +29,15 @@ def server = getCurrentServer()
 def annotation = getSelectedObject()
 if (server == null || annotation == null || !annotation.hasROI()) {
     println "One annotation must be selected in an open image, none is."
+    return
+}
+if (!server.isRGB()) {
+    println "A slide must be 8-bit RGB brightfield, this one is not."
+    return
+}
+def source = GeneralTools.toPath(server.getURIs().iterator().next())
+if (source == null && getProject() == null) {
+    println "A slide that is no file of this machine must be in a project, none is open."
     return
 }
 def request = RegionRequest.createInstance(server.getPath(), downsample, annotation.getROI())
@@ -64,18 +74,19 @@ if (answer.statusCode() != 200) {
     return
 }
 
-def source = Path.of(server.getURIs().iterator().next())
 def folder = (getProject() != null ? getProject().getPath().getParent() : source.getParent()).resolve("restored")
 Files.createDirectories(folder)
-String name = [source.getFileName(), request.getX(), request.getY(), request.getWidth(), request.getHeight()].join("_")
+String slide = GeneralTools.stripInvalidFilenameChars(server.getMetadata().getName())
+String name = [slide, request.getX(), request.getY(), request.getWidth(), request.getHeight()].join("_")
 def result = folder.resolve(name + "_restored.png")
 Files.write(result, answer.body())
 println "Restored: ${result}"
 
+def restored = new ImageData(buildServer(result.toUri()), getCurrentImageData().getImageType())
 Platform.runLater {
-    def gui = QuPathGUI.getInstance()
-    def manager = gui.getViewerManager()
-    manager.addColumn(gui.getViewer())
-    def beside = manager.getAllViewers().find { it.getImageData() == null }
-    gui.openImage(beside, result.toUri().toString(), false, false)
+    def manager = QuPathGUI.getInstance().getViewerManager()
+    def before = new ArrayList(manager.getAllViewers())
+    manager.addColumn(manager.getActiveViewer())
+    // Not by openImage: with a project open it asks to import the result, and puts it in the slide's place.
+    manager.getAllViewers().find { !before.contains(it) }.setImageData(restored)
 }

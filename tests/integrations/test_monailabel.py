@@ -42,6 +42,7 @@ class Server(NamedTuple):
 
     url: str
     trained: Path  # where its training writes
+    temporary: Path  # where it puts what is sent
 
 
 def encoded(pixels: NDArray[np.uint8]) -> bytes:
@@ -76,13 +77,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    (folder / "temporary").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "temporary")}
     process = subprocess.Popen(
         [str(PYTHON), "-m", "monailabel.main", "start_server", "--app", str(ROOT / "integrations" / "monailabel"),
          "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), "--conf", "trained",
          str(folder / "trained.pt")],
         cwd=folder, env=environment, start_new_session=True, stdout=sys.stderr)
-    ready = Server(f"http://127.0.0.1:{port}", folder / "trained.pt")
+    ready = Server(f"http://127.0.0.1:{port}", folder / "trained.pt", folder / "temporary")
     try:
         deadline = time.monotonic() + START_S
         while True:
@@ -137,6 +139,21 @@ def test_what_cannot_be_restored_is_one_sentence(server: Server) -> None:
     assert "stop_after must be one of" in sentence(400, image="field", params='{"stop_after": "soon"}')
     assert "seed must be a whole number" in sentence(400, image="field", params='{"seed": "x"}')
     assert sentence(404, image="nowhere")
+
+
+def test_nothing_of_what_was_sent_stays_and_no_other_file_is_read(server: Server, tmp_path: Path) -> None:
+    """Pictures of patients would pile up in the server's temporary folder, and a request could name any of its disk."""
+    assert ask(server, file=("field.png", encoded(FIELD)), params='{"stop_after": "p_former"}').status_code == 200
+    assert ask(server, file=("note.png", b"not an image")).status_code == 400
+    assert ask(server, file=("field.png", encoded(FIELD)), params='{"seed": "x"}').status_code == 400
+    deadline = time.monotonic() + 30  # s; the server removes the first one after its answer
+    while list(server.temporary.glob("*.png")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not list(server.temporary.glob("*.png"))
+    elsewhere = tmp_path / "elsewhere.png"
+    elsewhere.write_bytes(encoded(FIELD))
+    answer = ask(server, image=str(elsewhere))
+    assert answer.status_code == 404 and "elsewhere.png is a path" in answer.json()["detail"]
 
 
 def test_training_on_a_pair_changes_what_is_answered(server: Server) -> None:

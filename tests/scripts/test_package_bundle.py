@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -34,6 +35,13 @@ assert all(torch.equal(value, weights[name].to(value)) for name, value in networ
 workflow = create_workflow(config_file="configs/inference.json", workflow_type="inference", dataset_dir=fields,
                            output_dir=output, device=torch.device("cpu"), stop_after="p_former")
 workflow.run()
+"""
+
+# Runs as Python starts: takes away what an editable installation has put there.
+ALONE = f"""
+import sys
+sys.path[:] = [path for path in sys.path if path != {str(ROOT)!r}]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
 """
 
 
@@ -118,10 +126,17 @@ def field(folder: Path) -> Path:
 
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """This Python with nothing of the checkout on its path."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True,
-                          check=False)
+    """This Python with nothing of the checkout in its reach, not even by an editable installation."""
+    with tempfile.TemporaryDirectory() as start:
+        (Path(start) / "sitecustomize.py").write_text(ALONE)
+        return subprocess.run([sys.executable, *arguments], cwd=folder, env={**os.environ, "PYTHONPATH": start},
+                              capture_output=True, text=True, check=False)
+
+
+def test_the_checkout_is_out_of_reach_of_these_tests(tmp_path: Path) -> None:
+    """Else a bundle that lacks its package passes, because the installed checkout steps in."""
+    ended = run(["-c", "import importlib.util; print(importlib.util.find_spec('bundle'))"], tmp_path)
+    assert (ended.returncode, ended.stdout) == (0, "None\n"), ended.stderr
 
 
 @pytest.mark.slow
