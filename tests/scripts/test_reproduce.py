@@ -18,6 +18,7 @@ from PIL import Image
 from bundle.data.phantom import write_phantom_fields
 from bundle.evaluation import origin
 from bundle.prompts.defocus import DefocusEstimate
+from bundle.reproduction.rows import stage_workflow
 from tests.data.dataset_files import write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -55,6 +56,15 @@ def test_every_row_of_table_4_fits_its_gates(script: ModuleType, monkeypatch: py
         assert network(image, prompter.gate_prompt(image, names)).shape == image.shape
         seen.add((parser.config["gate_input"], *(names if parser.config["gate_input"] != "features" else ())))
     assert len(seen) == 9
+
+
+@pytest.mark.parametrize("stage", ["defocus", "p_former", "p_diffusion"])
+def test_a_small_budget_has_a_whole_schedule(stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The compact preset warms up for 100 steps: a row of 60 would end before its learning rate had been reached."""
+    monkeypatch.chdir(ROOT)
+    config = stage_workflow(stage, None, tmp_path, tmp_path, 60, ["compact"]).parser.config
+    key = config["train"]["lr_scheduler"]["warmup_steps"].removeprefix("@")
+    assert config[key] == 6 and config[f"{stage}_epochs"] * config[f"{stage}_epoch_length"] == 60
 
 
 def test_scores_are_those_of_the_paper(script: ModuleType) -> None:
