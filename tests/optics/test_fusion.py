@@ -14,7 +14,7 @@ from bundle.conventions import plane_positions_um
 from bundle.optics.focal_stack import GainTable, random_relief_um, simulate_stack
 from bundle.optics.fused_detail import fading, lifted_and_shrunk
 from bundle.optics.fusion import FusedStack, _blend, fuse, register
-from bundle.optics.pupil import OPTICS_20X
+from bundle.optics.pupil import OPTICS_20X, OPTICS_40X
 from bundle.optics.registration import moved_by
 
 MARGIN_PX = 6  # borders that a shift has uncovered
@@ -177,6 +177,19 @@ def test_relief_is_found_within_the_depth_of_field_of_a_low_aperture(section: Te
     clean = simulate_stack(sharp, relief, table, positions)
     noisy = (clean + 2 / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
     assert float((fuse(noisy, positions).depth_um - relief).abs().median()) < 0.05
+
+
+def test_aberrations_move_the_depth_of_a_field_by_one_constant(section: Tensor) -> None:
+    """Were the error uneven, the relief would be wrong and not only its zero, which no stack can tell.
+
+    Spherical aberration: coarse detail, by which depth is told, is sharpest below the plane that is nominally in focus.
+    """
+    sharp, positions = section[:, 100:300, 100:340].contiguous(), plane_positions_um(7)
+    relief = random_relief_um(200, 240, 1.0, torch.Generator().manual_seed(0))
+    planes = simulate_stack(sharp, relief, GainTable(OPTICS_40X, 3.6, grid_px=128), positions)
+    error = fuse(planes, positions).depth_um - relief
+    assert -0.12 < float(error.median()) < -0.02
+    assert float((error - error.median()).abs().median()) < 0.03
 
 
 def test_detail_between_two_planes_is_lifted_to_what_focus_shows() -> None:
