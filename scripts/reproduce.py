@@ -17,6 +17,7 @@ configs/ablations/ over the stage's config and configs/compact.json; frozen part
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -29,6 +30,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from torch import Tensor
 
+from bundle.evaluation.origin import commit, hardware
 from bundle.reproduction.methods import (
     METHODS,
     ROWS,
@@ -57,6 +59,7 @@ class Table(NamedTuple):
     stage: str  # whose training is repeated
     rows: dict[str, str]  # end of the overlay's name -> the paper's name of the row
     score: Callable[[Any, Tensor], dict[str, Tensor]]  # figures of each patch, (B,)
+    untouched: str | None  # row of what the network is given, as it is
 
 
 class Budget(NamedTuple):
@@ -67,6 +70,12 @@ class Budget(NamedTuple):
     steps: int
     overlays: list[str]
     options: dict[str, Any]  # of all configs
+    origin: dict[str, Any]  # where the figures come from, written beside them
+
+    def place(self, number: int) -> Path:
+        """Folder of a table's rows: a row of another budget is another row."""
+        patch_px = self.options.get("patch_px")
+        return self.runs / f"table_{number}_{self.steps}_steps{f'_{patch_px}_px' if patch_px else ''}"
 
 
 def image_scores(restored: Tensor, label: Tensor) -> dict[str, Tensor]:
@@ -84,10 +93,12 @@ def estimate_scores(estimate: Any, target: Tensor) -> dict[str, Tensor]:
 
 TABLES = {
     4: Table("p_former", {"f": "F", "pd": "P_D", "plp": "P_LP", "pp": "P_P", "f_pd": "F + P_D", "f_plp": "F + P_LP",
-                          "f_pp": "F + P_P", "f_pd_plp": "F + P_D + P_LP", "f_pd_pp": "F + P_D + P_P"}, image_scores),
-    5: Table("p_diffusion", {"none": "-", "pp": "P_P", "ple": "P_LE", "pe": "P_E", "pp_pe": "P_P + P_E"}, image_scores),
+                          "f_pp": "F + P_P", "f_pd_plp": "F + P_D + P_LP", "f_pd_pp": "F + P_D + P_P"}, image_scores,
+             "input"),
+    5: Table("p_diffusion", {"none": "-", "pp": "P_P", "ple": "P_LE", "pe": "P_E", "pp_pe": "P_P + P_E"}, image_scores,
+             "coarse image"),
     6: Table("defocus", {"contrast": "contrast", "distance": "distance", "both": "contrast + distance"},
-             estimate_scores),
+             estimate_scores, None),
 }
 # What a row of table 6 has not learned is no result.
 UNTRAINED = {"contrast": ("MAE(distance), µm", "Z-accuracy"), "distance": ("MAE(contrast)",)}
@@ -102,33 +113,41 @@ def trained(stage: str, row: str | None, folder: Path, budget: Budget, **options
     return workflow
 
 
-def patch_scores(table: Table, workflow: ConfigWorkflow, folder: Path) -> dict[str, float]:
-    """Means over the validation loader's patches, which the caller has set to the test split."""
+def patch_scores(table: Table, workflow: ConfigWorkflow, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Means over the validation loader's patches, which the caller has set to the test split: of the row, untouched."""
     workflow.initialize()
     network = load_weights(workflow.parser.get_parsed_content("network_def"), folder / table.stage / WEIGHTS).eval()
     device = workflow.parser.get_parsed_content("device")
     prepare, infer = (workflow.parser.get_parsed_content(f"validate::{part}") for part in ("prepare_batch", "inferer"))
-    figures: dict[str, list[Tensor]] = {}
+    figures: list[dict[str, Tensor]] = []
+    untouched: list[dict[str, Tensor]] = []
     with torch.no_grad():
         for batch in workflow.parser.get_parsed_content("validate::loader"):
             inputs, target, others, _ = prepare(batch, device)
-            for name, values in table.score(infer(inputs, network.to(device), *others), target).items():
-                figures.setdefault(name, []).append(values.cpu())
-    return {name: round(float(torch.cat(values).nanmean()), 4) for name, values in figures.items()}
+            figures.append(table.score(infer(inputs, network.to(device), *others), target))
+            untouched += [table.score(inputs, target)] if table.untouched else []
+    return _means(figures), _means(untouched)
+
+
+def _means(batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    return {name: round(float(torch.cat([batch[name].cpu() for batch in batches]).nanmean()), 4)
+            for name in (batches[0] if batches else {})}
 
 
 def ablation(number: int, budget: Budget, patches: int) -> Rows:
     """Tables 4, 5 and 6; the results so far are written after each row."""
     table, results = TABLES[number], Rows()
     for row, title in table.rows.items():
-        folder, overlay = budget.runs / f"table_{number}_{budget.steps}_steps" / row, f"table{number}_{row}"
+        folder, overlay = budget.place(number) / row, f"table{number}_{row}"
         trained(table.stage, overlay, folder, budget)
         options = budget.options | on_test_split(budget.data, patches)
-        figures = patch_scores(table, stage_workflow(table.stage, overlay, budget.data, folder, budget.steps,
-                                                     budget.overlays, **options), folder)
+        figures, untouched = patch_scores(table, stage_workflow(table.stage, overlay, budget.data, folder, budget.steps,
+                                                                budget.overlays, **options), folder)
+        if table.untouched:
+            results.setdefault(table.untouched, dict(untouched))
         not_learned = UNTRAINED.get(row, ()) if number == 6 else ()
         results[title] = {name: None if name in not_learned else value for name, value in figures.items()}
-        write_table(budget.runs, number, results, {"steps": budget.steps})
+        write_table(budget.runs, number, results, budget.origin | {"patches": patches})
     return results
 
 
@@ -146,28 +165,28 @@ def train_method(method: Method, folder: Path, budget: Budget, **options: Any) -
 
 def comparison(number: int, names: list[str], budget: Budget, protocol: Protocol, given: dict[str, Path]) -> Rows:
     """Tables 1 and 2: given images first, then every row that is to be trained."""
-    place = budget.runs / f"table_{number}_{budget.steps}_steps"
-    facts = {"steps": budget.steps, "data": protocol.data.name}
+    place = budget.place(number)
     results: Rows = {}
     if given or not names:
         results |= scored(protocol, Untouched(), place / "given", given)
-        write_table(budget.runs, number, results, facts)
+        write_table(budget.runs, number, results, budget.origin)
     for name in names:
         results |= scored(protocol, train_method(METHODS[name], place / name, budget), place / name / "evaluation")
-        write_table(budget.runs, number, results, facts)
+        write_table(budget.runs, number, results, budget.origin)
     return results
 
 
-def classification(labels: Path, sharp: Path, given: dict[str, Path], steps: int, runs: Path) -> Rows:
+def classification(labels: Path, sharp: Path, given: dict[str, Path], budget: Budget) -> Rows:
     """Table 3."""
     from bundle.reproduction.classification import Recipe, classify, load_tiles, read_labels
 
     tiles = read_labels(labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     methods = {name: load_tiles(tiles, folder) for name, folder in given.items()}
-    scores = classify(tiles, load_tiles(tiles, sharp), methods, Recipe(steps), runs / "table_3", device)
+    recipe, folder = Recipe(budget.steps), budget.runs / "table_3"
+    scores = classify(tiles, load_tiles(tiles, sharp), methods, recipe, folder, device)
     results: Rows = {name: dict(score._asdict()) for name, score in scores.items()}
-    write_table(runs, 3, results, {"steps": steps, "tiles": len(tiles)})
+    write_table(budget.runs, 3, results, budget.origin | {"tiles": len(tiles)})
     return results
 
 
@@ -176,7 +195,7 @@ def encoders(chosen: dict[str, str], budget: Budget, protocol: Protocol, patches
     from bundle.prompts.encoder_cards import ENCODERS
     from bundle.reproduction.prompt_space import prompt_space, write_space
 
-    place, results = budget.runs / f"table_7_{budget.steps}_steps", Rows()
+    place, results = budget.place(7), Rows()
     for name, weights in chosen.items():
         own: dict[str, Any] = {"restorer_weights": None}
         if name != "compact":
@@ -190,7 +209,7 @@ def encoders(chosen: dict[str, str], budget: Budget, protocol: Protocol, patches
         method = Method(name, "p_diffusion", "table7", "restormer")
         restorer = train_method(method, folder, each)
         results |= scored(protocol, restorer, folder / "evaluation")
-        write_table(budget.runs, 7, results, {"steps": budget.steps})
+        write_table(budget.runs, 7, results, budget.origin)
         # Figures 5 and 6 look at the same patches with the parts that were just trained.
         parser = stage_workflow("p_diffusion", "table7", budget.data, folder, budget.steps, budget.overlays,
                                 **each.options, **on_test_split(budget.data, patches)).parser
@@ -200,14 +219,14 @@ def encoders(chosen: dict[str, str], budget: Budget, protocol: Protocol, patches
     return results
 
 
-def runtime(runs: Path) -> Rows:
+def runtime(runs: Path, origin: dict[str, Any]) -> Rows:
     """Table 8: what scripts/benchmark.py measures here."""
     runs.mkdir(parents=True, exist_ok=True)
     subprocess.run([sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--json", str(runs / "benchmark.json")],
                    check=True, cwd=ROOT)
     costs = json.loads((runs / "benchmark.json").read_text(encoding="utf-8"))
     rows: Rows = {cost["part"]: {"seconds per 256 px image": cost["seconds"]} for cost in costs}
-    write_table(runs, 8, rows, {})
+    write_table(runs, 8, rows, origin)
     return rows
 
 
@@ -241,6 +260,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "reproduce", help="folder of results")
     parser.add_argument("--overlays", nargs="*", default=["compact"], help="configs below the row's (default compact)")
     parser.add_argument("--weights", default="models/model.pt", help="of the frozen parts; none leaves them untrained")
+    parser.add_argument("--patch-px", type=int, help="side of the patches that rows learn from and are scored on")
     parser.add_argument("--patches", type=int, default=256, help="of the test split, scored in tables 4 to 7")
     known = parser.parse_args(arguments)
     scores_only = known.write_inputs or (known.restored and known.table in (1, 2))
@@ -253,15 +273,25 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     return known
 
 
+def origin_of(known: argparse.Namespace, weights: str | None) -> dict[str, Any]:
+    """What a figure must be named with: budget, data, weights of the frozen parts, commit and machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    held = hashlib.sha256(Path(weights).read_bytes()).hexdigest() if weights else None
+    return {"steps": known.steps, "patch_px": known.patch_px, "data": known.data.name if known.data else None,
+            "weights_sha256": held, "commit": commit(ROOT), "hardware": hardware(device)}
+
+
 def run(known: argparse.Namespace) -> None:
     """Make the table."""
     weights = None if known.weights == "none" else str((ROOT / known.weights).resolve())
-    frozen = {f"{part}_weights": weights for part in ("estimator", "restorer", "p_former")}
+    options: dict[str, Any] = {f"{part}_weights": weights for part in ("estimator", "restorer", "p_former")}
+    options |= {"patch_px": known.patch_px} if known.patch_px else {}
     runs, given = known.runs.resolve(), named_folders(known.restored)
     data = known.data.resolve() if known.data else Path()
     lpips = known.lpips.resolve() if known.lpips else None
     protocol = Protocol(data, known.positions_um, known.crop_px, lpips)
-    budget = Budget(data, runs, known.steps, known.overlays, frozen)
+    origin = origin_of(known, weights)
+    budget = Budget(data, runs, known.steps, known.overlays, options, origin)
     places = [path.resolve() if path else None for path in (known.write_inputs, known.labels, known.sharp)]
     os.chdir(ROOT)  # MONAI runs a bundle from its root
     if places[0]:
@@ -272,13 +302,13 @@ def run(known: argparse.Namespace) -> None:
         comparison(known.table, names, budget, protocol, given)
     elif known.table == 3:
         assert places[1] and places[2]
-        classification(places[1], places[2], given, known.steps, runs)
+        classification(places[1], places[2], given, budget)
     elif known.table in TABLES:
         ablation(known.table, budget, known.patches)
     elif known.table == 7:
         encoders(dict((*pair.split("=", 1), "")[:2] for pair in known.encoder), budget, protocol, known.patches)
     else:
-        runtime(runs)
+        runtime(runs, origin)
     print((runs / f"table_{known.table}.md").read_text(encoding="utf-8"))
 
 

@@ -13,6 +13,7 @@ Relief within a tile: layers of equal defocus every 0.2 µm, interpolated per pi
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -56,8 +57,7 @@ class GainTable:
         self.optics, self.layer_um = optics, layer_um
         reach, half = math.ceil(reach_um / layer_um), round(thickness_um / 2 / layer_um)
         self.reach_um = reach * layer_um
-        layers = torch.arange(-reach - half, reach + half + 1)
-        profiles = gain_profile(optics, layers * layer_um, grid_px=grid_px)  # (layers, 3, frequencies)
+        profiles = _layer_profiles(optics, reach + half, layer_um, grid_px)
         if half:
             profiles = profiles.unfold(0, 2 * half + 1, 1).mean(-1)
             profiles = (profiles / profiles[reach].clamp(min=FAINT)).clamp(-MOST_GAIN, MOST_GAIN)
@@ -78,6 +78,12 @@ class GainTable:
         share = (entry - lower).view(-1, 1, 1)
         mixed = profiles[lower] * (1 - share) + profiles[lower + 1] * share
         return on_image_grid(mixed, height, width)
+
+
+@functools.lru_cache(maxsize=256)  # a training asks for 50 objectives, and a table's rows all for the same ones
+def _layer_profiles(optics: Optics, reach: int, layer_um: float, grid_px: int) -> Tensor:
+    """Gains at the layers -reach..reach, (2 reach + 1, 3, grid_px); shared by all who ask, never written to."""
+    return gain_profile(optics, torch.arange(-reach, reach + 1) * layer_um, grid_px=grid_px)
 
 
 def random_relief_um(height: int, width: int, amplitude_um: float, generator: torch.Generator,

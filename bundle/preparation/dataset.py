@@ -40,7 +40,7 @@ from bundle.preparation.report import report_page
 from bundle.slides.grid import Box
 from bundle.slides.writer import folder_when_done, replace_when_done
 
-RECIPE = 1  # counted up when the same sources give other results
+RECIPE = 2  # counted up when the same sources give other results
 FIELD_SIDE_PX = 4096  # larger stacks are cut into fields
 FIELD_BYTES = 3 * 2**30  # memory that a process needs for a field of 13 planes of that side, with room
 FIELDS, REPORT, LEDGER, LOCK = "fields", "report.html", "made_from.json", ".lock"

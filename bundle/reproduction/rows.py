@@ -37,7 +37,8 @@ def stage_workflow(stage: str, row: str | None, data: Path, folder: Path, steps:
     # A row is scored with its last weights: a long validation would only cost time, most of all with 100 steps a patch.
     options = {"val_patches": 4} | options
     options |= {f"{stage}_epochs": epochs, f"{stage}_epoch_length": math.ceil(steps / epochs), "val_interval": epochs,
-                "warmup_steps": steps // 10, "dataset_dir": str(data), "runs_dir": str(folder)}
+                "warmup_steps": steps // 10, "schedule_warmup": steps // 10,  # a preset's own might outlast the row
+                "dataset_dir": str(data), "runs_dir": str(folder)}
     return ConfigWorkflow(config_file=[f"configs/{name}.json" for name in names], workflow_type="train",
                           logging_file=False, **options)
 

@@ -136,6 +136,16 @@ def test_defocus_beyond_the_table_is_refused(tile: Tensor, table: GainTable) -> 
         simulate_plane(tile, 7.0, torch.zeros(tile.shape[-2:]), table)
 
 
+def test_tables_of_one_objective_share_their_gains_and_thickness_is_not_mixed_up(table: GainTable) -> None:
+    """Gains take seconds an objective; a table that got another one's would blur wrongly without notice."""
+    again = GainTable(table.optics, table.reach_um)
+    assert again.profiles is GainTable(table.optics, table.reach_um).profiles
+    thick = GainTable(table.optics, table.reach_um, thickness_um=2.0)
+    assert thick.profiles.shape == again.profiles.shape and not torch.equal(thick.profiles, again.profiles)
+    other = GainTable(table.optics._replace(na=0.5), table.reach_um)
+    assert not torch.equal(other.profiles, again.profiles)
+
+
 def test_a_thick_specimen_fades_more_slowly_and_stays_as_it_is_in_focus() -> None:
     """A sharp tile that thickness alone would blur teaches a network to sharpen what is in focus."""
     thin, thick = (GainTable(OPTICS_40X, 4.0, grid_px=64, layer_um=0.4, thickness_um=depth) for depth in (0.0, 4.0))

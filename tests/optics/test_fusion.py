@@ -11,7 +11,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from bundle.conventions import plane_positions_um
-from bundle.optics.fusion import FusedStack, fuse, register
+from bundle.optics.focal_stack import GainTable, random_relief_um, simulate_stack
+from bundle.optics.fused_detail import fading, lifted_and_shrunk
+from bundle.optics.fusion import FusedStack, _blend, fuse, register
+from bundle.optics.pupil import OPTICS_20X, OPTICS_40X
 from bundle.optics.registration import moved_by
 
 MARGIN_PX = 6  # borders that a shift has uncovered
@@ -161,6 +164,60 @@ def test_glass_takes_its_depth_from_the_tissue_beside_it(field: Any) -> None:
     beside = result.depth_um[:, 60:84].median()
     assert float((result.depth_um[:, 130:] - beside).abs().max()) < 1.5
     assert float((result.image[:, :, 140:] - 0.9).abs().mean()) < 2 / 255
+
+
+def test_relief_is_found_within_the_depth_of_field_of_a_low_aperture(section: Tensor) -> None:
+    """Behind NA 0.4 nine planes hardly differ: a stack of a 20x scanner must not lose its depth map for that.
+
+    Measured: median error 0.02 µm; 0.4 to 1.1 µm while confidence was a ratio of energies.
+    """
+    table = GainTable(OPTICS_20X._replace(chromatic_um=(0.0, 0.0, 0.0), spherical_waves=0.0), 5.4, grid_px=128)
+    sharp, positions = section[:, 100:300, 100:340].contiguous(), plane_positions_um(9)
+    relief = random_relief_um(200, 240, 2.0, torch.Generator().manual_seed(0))
+    clean = simulate_stack(sharp, relief, table, positions)
+    noisy = (clean + 2 / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    assert float((fuse(noisy, positions).depth_um - relief).abs().median()) < 0.05
+
+
+def test_aberrations_move_the_depth_of_a_field_by_one_constant(section: Tensor) -> None:
+    """Were the error uneven, the relief would be wrong and not only its zero, which no stack can tell.
+
+    Spherical aberration: coarse detail, by which depth is told, is sharpest below the plane that is nominally in focus.
+    """
+    sharp, positions = section[:, 100:300, 100:340].contiguous(), plane_positions_um(7)
+    relief = random_relief_um(200, 240, 1.0, torch.Generator().manual_seed(0))
+    planes = simulate_stack(sharp, relief, GainTable(OPTICS_40X, 3.6, grid_px=128), positions)
+    error = fuse(planes, positions).depth_um - relief
+    assert -0.12 < float(error.median()) < -0.02
+    assert float((error - error.median()).abs().median()) < 0.03
+
+
+def test_detail_between_two_planes_is_lifted_to_what_focus_shows() -> None:
+    """A target that is softer halfway between planes teaches a network that sharp is soft.
+
+    Noise blurred by exp(-a z²) of its finest bands, every place half a plane from the nearest: a known answer.
+    """
+    sharp = np.random.default_rng(0).uniform(0.3, 0.7, (3, 96, 96)).astype(np.float32)
+    soft = ndimage.gaussian_filter(sharp, (0, 1.2, 1.2))
+    planes = np.stack([soft + (sharp - soft) * np.exp(-0.5 * (plane - 2.5) ** 2) for plane in range(6)])
+    position = np.full((96, 96), 2.5, np.float32)
+    fades = [0.5, 0.5, 0.0]
+    blend, kept, share = _blend(planes.astype(np.float32), position, fades)
+    lifted = lifted_and_shrunk(blend, kept, share, None)
+    assert np.std(blend - sharp) > 5 * np.std(lifted - sharp)
+    np.testing.assert_allclose(kept[0], 1.125 * np.exp(-0.125) - 0.125 * np.exp(-1.125), rtol=1e-5)
+
+
+@pytest.mark.parametrize("noise", [0.0, 4 / 255])
+def test_how_detail_fades_is_measured_and_noise_is_no_detail(noise: float) -> None:
+    """Read off energies, noise would look like detail that never fades, and nothing would be lifted."""
+    random = np.random.default_rng(1)
+    sharp = random.normal(0.5, 0.05, (3, 300, 200))
+    planes = np.stack([0.5 + (sharp - 0.5) * np.exp(-0.7 * (plane - 2) ** 2) for plane in range(5)])
+    planes += noise * random.standard_normal(planes.shape)
+    fades = fading(planes.astype(np.float32), np.full((300, 200), 2.0, np.float32))
+    np.testing.assert_allclose(fades, 0.7, atol=0.03)
+    assert fading(planes[:2].astype(np.float32), np.zeros((300, 200), np.float32)) == [0.0, 0.0, 0.0]
 
 
 def test_two_planes_give_the_sharper_one_of_each_place(field: Any) -> None:

@@ -11,13 +11,15 @@ import pytest
 import tifffile
 import torch
 
+from bundle.conventions import from_uint8
 from bundle.optics import fusion
 from bundle.optics.contrast import contrast_value
+from bundle.optics.focal_stack import GainTable
 from bundle.preparation.field import FIELD, FieldFacts, find_shifts, lay_on_each_other, prepare_field, read_facts
 from bundle.preparation.patches import EMPTY, OUTSIDE, SATURATED, label_patches
 from bundle.slides.grid import Box
 from bundle.slides.reader import open_image
-from tests.preparation.conftest import HEIGHT, PLANES, WIDTH, HeldStack, Scanned
+from tests.preparation.conftest import HEIGHT, PLANES, WIDTH, HeldStack, Scanned, scan
 
 FACTS = {"slide": "s", "field": "s_1", "patient": None}
 
@@ -52,6 +54,41 @@ def test_target_and_depth_reach_the_bars_of_the_design(scanned: Scanned, prepare
     assert np.median(np.abs(depth_um - scanned.relief_um[place].numpy())) <= 0.1
 
 
+TILES = Path("../shared/data/tiles")  # real fields, where this machine has them
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TILES.is_dir(), reason="no real fields here")
+@pytest.mark.parametrize("tile", ["val/oscc_001.png", "test/brecahad_10038.jpg", "test/openslide_os1_he.png",
+                                  "train/oscc_029.png", "train/openslide_os2_ki67_vsi.png"])
+def test_stacks_of_real_fields_reach_the_bars_of_the_design(tile: str, perfect_40x: GainTable, tmp_path: Path) -> None:
+    """Fine grain, pale and soft tissue: one section may flatter. The bars are those of the issue, contrast 0.03 too."""
+    with open_image(TILES / tile) as image:
+        row, col = ((side - 300) // 2 for side in image.shape)
+        sharp = from_uint8(torch.from_numpy(image.read(row, col, 300, 320))).permute(2, 0, 1).contiguous()
+    scanned = scan(sharp, perfect_40x, planes=7, relief_um=1.0, seed=1)
+    facts = prepare_field(scanned.stack, Box(0, 0, 300, 320), FACTS, 0.25, 0.8, tmp_path)
+    place = inside(Prepared(facts, tmp_path))
+    target = tifffile.imread(tmp_path / "label.tif").transpose(2, 0, 1) / 255
+    assert -10 * math.log10(np.square(target - sharp[:, *place].numpy()).mean()) >= 42
+    depth_um = tifffile.imread(tmp_path / "depth_um.tif")
+    assert np.median(np.abs(depth_um - scanned.relief_um[place].numpy())) <= 0.03
+    np.testing.assert_allclose(facts.shifts_px, scanned.shifts_px, atol=0.05)
+    assert len(facts.patches) == 4 and largest_contrast_error(scanned, facts) <= 0.03
+
+
+def largest_contrast_error(scanned: Scanned, facts: FieldFacts) -> float:
+    """Of all patches and planes, against the contrast of the clean plane and the sharp field."""
+    errors = []
+    for patch in facts.patches:
+        row, col = patch.location[0] + facts.location[0], patch.location[1] + facts.location[1]
+        place = (slice(row, row + 256), slice(col, col + 256))
+        sharp = scanned.sharp[None][:, :, *place].expand(len(scanned.clean), -1, -1, -1)
+        truth = contrast_value(scanned.clean[:, :, *place], sharp, 0.25).numpy()
+        errors.append(np.abs(np.array(patch.contrast) - truth).max())
+    return float(max(errors))
+
+
 def test_shifts_are_found_undone_and_cropped(scanned: Scanned, prepared: Prepared) -> None:
     """Half a pixel of shift between plane and target teaches a network to move images."""
     facts = prepared.facts
@@ -78,10 +115,7 @@ def test_labels_of_patches_agree_with_the_truth(scanned: Scanned, prepared: Prep
         median_um = float(scanned.relief_um[place].median())
         truth_um = np.array([0.8 * (plane - PLANES // 2) - median_um for plane in range(PLANES)])
         np.testing.assert_allclose(patch.defocus_um, truth_um, atol=0.1)
-        sharp = scanned.sharp[None][:, :, *place].expand(PLANES, -1, -1, -1)
-        truth = contrast_value(scanned.clean[:, :, *place], sharp, 0.25).numpy()
-        # 0.03 is the bar; contrast is measured against the target, which is a little softer than the truth.
-        assert np.abs(np.array(patch.contrast) - truth).max() <= 0.03
+    assert largest_contrast_error(scanned, facts) <= 0.03
 
 
 def test_what_is_written_is_what_is_told(prepared: Prepared) -> None:

@@ -16,7 +16,9 @@ from monai.bundle import ConfigParser
 from PIL import Image
 
 from bundle.data.phantom import write_phantom_fields
+from bundle.evaluation import origin
 from bundle.prompts.defocus import DefocusEstimate
+from bundle.reproduction.rows import stage_workflow
 from tests.data.dataset_files import write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,6 +58,15 @@ def test_every_row_of_table_4_fits_its_gates(script: ModuleType, monkeypatch: py
     assert len(seen) == 9
 
 
+@pytest.mark.parametrize("stage", ["defocus", "p_former", "p_diffusion"])
+def test_a_small_budget_has_a_whole_schedule(stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The compact preset warms up for 100 steps: a row of 60 would end before its learning rate had been reached."""
+    monkeypatch.chdir(ROOT)
+    config = stage_workflow(stage, None, tmp_path, tmp_path, 60, ["compact"]).parser.config
+    key = config["train"]["lr_scheduler"]["warmup_steps"].removeprefix("@")
+    assert config[key] == 6 and config[f"{stage}_epochs"] * config[f"{stage}_epoch_length"] == 60
+
+
 def test_scores_are_those_of_the_paper(script: ModuleType) -> None:
     """Z-accuracy counts tiles within half a plane; contrast counts where it is defined."""
     estimate = DefocusEstimate(torch.zeros(3, 1), torch.tensor([1.0, -0.5, 0.0]), torch.tensor([0.5, 0.2, 0.9]))
@@ -81,13 +92,32 @@ def test_a_table_is_trained_scored_and_written(script: ModuleType, tmp_path: Pat
     monkeypatch.chdir(ROOT)
     fields = Path(write_phantom_fields(tmp_path / "fields", train=1, val=1, test=1, size_px=112))
     assert typed(script, "--table", "6", "--data", fields, "--steps", "2", "--overlays", "smoke", "--patches", "2",
-                 "--weights", "none", "--runs", tmp_path) == 0
-    results = json.loads((tmp_path / "table_6.json").read_text())["rows"]
+                 "--patch-px", "32", "--weights", "none", "--runs", tmp_path) == 0
+    record = json.loads((tmp_path / "table_6.json").read_text())
+    results = record["rows"]
+    assert (record["steps"], record["patch_px"], record["patches"], record["data"]) == (2, 32, 2, "fields")
+    assert record["commit"] == origin.commit(ROOT) and "CPU" in record["hardware"]
+    assert (tmp_path / "table_6_2_steps_32_px" / "both" / "defocus" / "network.pt").is_file()
     assert results["contrast"]["Z-accuracy"] is None and results["distance"]["MAE(contrast)"] is None
     # Only the contrast weight differs: were the overlays without effect, these would be equal.
     assert results["distance"]["MAE(distance), µm"] != results["contrast + distance"]["MAE(distance), µm"]
     lines = (tmp_path / "table_6.md").read_text().splitlines()
     assert len(lines) == 5 and re.fullmatch(r"\| contrast \| [\d.]+ \|  \|  \|", lines[2])
+
+
+@pytest.mark.slow
+def test_a_table_of_images_shows_what_its_rows_began_with(script: ModuleType, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that differ by a hundredth may all be worse than doing nothing: nobody sees it without the input's row."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(script.TABLES, 4, script.TABLES[4]._replace(rows={"f": "F", "pd": "P_D"}))
+    fields = Path(write_phantom_fields(tmp_path / "fields", train=1, val=1, test=1, size_px=112))
+    assert typed(script, "--table", "4", "--data", fields, "--steps", "1", "--overlays", "smoke", "--patches", "2",
+                 "--weights", "none", "--runs", tmp_path) == 0
+    rows = json.loads((tmp_path / "table_4.json").read_text())["rows"]
+    assert list(rows) == ["input", "F", "P_D"]
+    # One step of a network that adds to its input: close to it, and not it.
+    assert 0 < abs(rows["F"]["PSNR, dB"] - rows["input"]["PSNR, dB"]) < 3
 
 
 def test_a_method_is_compared_by_its_images_alone(script: ModuleType, tmp_path: Path,

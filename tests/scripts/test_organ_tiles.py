@@ -1,0 +1,41 @@
+"""scripts/organ_tiles.py: a labelled list for table 3 from sharp fields."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bundle.data.phantom import tissue_phantom
+from bundle.reproduction.classification import load_tiles, read_labels
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_tiles_make_a_list_that_table_3_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sharp and defocused tile of one name must show one place, and no tile may come from training."""
+    spec = importlib.util.spec_from_file_location("organ_tiles", ROOT / "scripts" / "organ_tiles.py")
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    entries = []
+    for number, (split, organ) in enumerate([("train", "breast"), *[("test", "breast"), ("val", "oral mucosa")] * 3]):
+        pixels = tissue_phantom(192, 320, torch.Generator().manual_seed(number)) * 255
+        Image.fromarray(pixels.byte().permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
+        entries.append({"file": f"{number}.png", "split": split, "organ": organ, "slide": f"s{number}"})
+    (tmp_path / "index.json").write_text(json.dumps(entries))
+    monkeypatch.setattr(script, "TILES", 2)
+    monkeypatch.setattr("sys.argv", ["organ_tiles.py", str(tmp_path), str(tmp_path / "tiles")])
+    script.main()
+    listed = read_labels(tmp_path / "tiles" / "labels.csv")
+    assert [tile.label for tile in listed] == [0, 0, 1, 1] * 3 and "s0" not in {tile.slide for tile in listed}
+    sharp, low = (load_tiles(listed, tmp_path / "tiles" / name).double().numpy() for name in ("sharp", "low"))
+    detail = [np.abs(np.diff(tiles, axis=-1)).mean() for tiles in (sharp, low)]
+    assert detail[1] < detail[0] / 2
+    alike = np.corrcoef([tile.ravel() for tile in (*sharp, *low)])[:len(listed), len(listed):]
+    assert (alike.argmax(1) == np.arange(len(listed))).all()
