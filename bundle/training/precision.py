@@ -24,7 +24,15 @@ class MixedPrecision(Inferer):
         self.inferer, self.enabled = inferer, enabled
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """What the inferer returns; tensors in float32."""
+        """What the inferer returns, a tensor or a named tuple of them, in float32."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.enabled):
-            output = self.inferer(inputs, network, *args, **kwargs)
-        return output.float() if isinstance(output, Tensor) else output
+            return _in_float32(self.inferer(inputs, network, *args, **kwargs))
+
+
+def _in_float32(output: Any) -> Any:
+    """A tensor, or every tensor of a named tuple, in float32."""
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*(_in_float32(part) for part in output))
+    return output

@@ -11,6 +11,7 @@ from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from bundle.prompts.defocus import DefocusEstimate, DefocusEstimator
 from bundle.training.handlers import ClipGradients
 from bundle.training.precision import MixedPrecision
 
@@ -48,3 +49,14 @@ def test_the_forward_pass_is_bfloat16_and_what_leaves_it_float32(enabled: bool) 
     assert seen == [torch.bfloat16 if enabled else torch.float32]
     answer.sum().backward()
     assert network.layer.weight.grad.dtype == torch.float32
+
+
+def test_an_estimate_of_several_tensors_leaves_in_float32_too() -> None:
+    """A distance in bfloat16 is told in steps of 0.03 µm, and the loss of stage 1 would be made of them."""
+    estimator = DefocusEstimator((1, 1, 1, 1), (8, 8, 8, 16), frequencies=8).eval()
+    image = torch.rand(2, 3, 64, 64)
+    estimate = MixedPrecision(SimpleInferer())(image, estimator)
+    assert isinstance(estimate, DefocusEstimate) and {part.dtype for part in estimate} == {torch.float32}
+    exact = estimator(image)
+    assert not torch.equal(estimate.defocus_um, exact.defocus_um)
+    assert torch.allclose(estimate.defocus_um, exact.defocus_um, atol=0.05)
