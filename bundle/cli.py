@@ -82,7 +82,8 @@ def restore(
     Restores images and slides; each result keeps its input's name, slides of scanners and DICOM become NAME.ome.tiff.
     A folder as IMAGE takes the images in it. Stopped or killed, the same command goes on with a TIFF or a slide.
 
-        --output DIR         folder of the results, made if needed; or the result itself: restored.ome.tiff, .ome.zarr
+        --output DIR         folder of the results, made if needed; or the result itself: restored.ome.tiff,
+                             restored.ome.zarr, restored.dicom
         --mode NAME          full (whole chain on tissue), coarse (P-former on tissue) or adaptive (what each tile
                              needs by its distance to focus); default: adaptive for slides, every tile of other images
         --dry-run            say tiles of each kind, minutes and disk, write nothing
@@ -320,8 +321,9 @@ def _readable(
 def _result_of(image: Path, output: Path, wishes: Wishes) -> Path:
     from bundle.slides.files import result_of
 
-    wishes.encoding(image)  # states its rules before any image is opened
-    return result_of(image, output)
+    result = result_of(image, output)
+    wishes.encoding(image, result)  # states its rules before any image is opened
+    return result
 
 
 def _restore_here(recipe: Recipe, jobs: list[Job], wishes: Wishes, dry_run: bool, tally: Tally) -> None:

@@ -79,6 +79,8 @@ class Record(NamedTuple):
     mpp: float | None = None  # µm per pixel
     icc_profile: bytes | None = None
     notes: Mapping[str, str] = {}  # provenance, of an OME-TIFF; text by name
+    sources: tuple[Path, ...] = ()  # files that the pixels come from; DICOM names their instances
+    made_s: float = 0.0  # date of a DICOM result, seconds since 1970: that of its source
 
 
 def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
