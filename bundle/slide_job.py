@@ -40,7 +40,7 @@ class Wishes(NamedTuple):
     quality: int = 90
     subsampling: str = "422"
     strict: bool = False  # a tile that cannot be decoded stops its slide; else it is grey and counted
-    report: bool = False  # an HTML page beside the result
+    report: bool | None = None  # an HTML page beside the result; None: beside slides of scanners and DICOM
     trust: bool = False  # the trust map beside the result
     samples: int = 1  # of P-diffusion; several want the trust map
     revert_untrusted: str = ""  # to coarse or input; wants the trust map
@@ -50,19 +50,24 @@ class Wishes(NamedTuple):
         """Whether the run judges itself."""
         return self.trust or self.samples > 1 or bool(self.revert_untrusted)
 
-    def beside(self, result: Path) -> list[Path]:
-        """The files that come with a result."""
-        return (trust_files(result) if self.judges else []) + ([_report_file(result)] if self.report else [])
+    def reports(self, image: Path) -> bool:
+        """Whether an image gets its HTML page."""
+        return _is_scanners(image) if self.report is None else self.report
 
-    def results(self, result: Path) -> list[Path]:
+    def beside(self, job: Job) -> list[Path]:
+        """The files that come with the result of a job."""
+        result = job.results[0]
+        page = [_report_file(result)] if self.reports(job.image) else []
+        return (trust_files(result) if self.judges else []) + page
+
+    def results(self, image: Path, result: Path) -> list[Path]:
         """All files of a run that must not be there yet: unfinished work may have left some beside its result."""
-        return [result] + ([] if unfinished_of(result).is_dir() else self.beside(result))
+        return [result] + ([] if unfinished_of(result).is_dir() else self.beside(Job(image, [result])))
 
     def encoding(self, image: Path, result: Path) -> Encoding:
         """How the result of an image is compressed."""
-        dicom = result.suffix.lower() == DICOM_FOLDER
-        scanner = dicom or image.suffix.lower() in SCANNER_SUFFIXES + DICOM_SUFFIXES
-        return Encoding(self.compression or ("jpeg" if scanner else "lzw"), self.quality, self.subsampling).checked()
+        jpeg = result.suffix.lower() == DICOM_FOLDER or _is_scanners(image)
+        return Encoding(self.compression or ("jpeg" if jpeg else "lzw"), self.quality, self.subsampling).checked()
 
 
 class Engine(NamedTuple):
@@ -141,7 +146,7 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
             if trust is not None and mpp is not None:
                 judged = trust_map(trust.gauge, trust.cells.whole(), trust.cells.cell_px, reader.shape)
                 write_trust(judged, mpp, trust_files(result), overwrite=True)
-            if wishes.report:
+            if wishes.reports(job.image):
                 seconds = {"plan": planned - opened, "restoration (of this run)": report.seconds}
                 _report(engine, reader, sink, plan, report, judged, record, seconds)
         if isinstance(reader, MarkingReader) and reader.marked and plan is not None:
@@ -174,6 +179,10 @@ def _report(engine: Engine, reader: ImageReader, sink: ImageSink, plan: SlidePla
     account = Account(sink.path.name, reader.path.name, record.mpp, report.untouched, seconds, record.notes)
     page = report_page(reader, sink, grid, plan, seen, account, trust)
     write_report(_report_file(sink.path), page, overwrite=True)
+
+
+def _is_scanners(image: Path) -> bool:
+    return image.suffix.lower() in SCANNER_SUFFIXES + DICOM_SUFFIXES
 
 
 def _report_file(result: Path) -> Path:
