@@ -14,7 +14,7 @@ from bundle.slides.dicom_reader import series_of
 from bundle.slides.files import plan_jobs, result_of
 from bundle.slides.grid import TileGrid
 from bundle.slides.pyramid import Encoding, Record, level_shapes
-from bundle.slides.reader import open_image
+from bundle.slides.reader import ImageError, open_image
 from bundle.slides.writer import open_sink
 
 SHAPE = (611, 1405)  # levels of 611 x 1405, 305 x 702 and 152 x 351 px
@@ -157,6 +157,18 @@ def test_a_dicom_result_is_one_image_again(tmp_path: Path) -> None:
     assert len(jobs) == 1 and not problems
     with open_image(path) as folder, open_image(jobs[0].image) as file:
         assert folder.shape == file.shape == SHAPE and len(file.files) == 3
+
+
+def test_a_dicom_file_cut_anywhere_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    """An interrupted copy is the usual fault of large files; a traceback tells nobody so."""
+    whole = (write(tmp_path / "a.dicom") / "level_0.dcm").read_bytes()
+    for number, share in enumerate((0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97)):
+        cut = tmp_path / f"cut{number}" / "a.dcm"
+        cut.parent.mkdir()
+        cut.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ImageError, match=r"a\.dcm cannot be (opened|decoded)") as caught, open_image(cut):
+            pass
+        assert "\n" not in str(caught.value)
 
 
 def test_writing_leaves_pydicom_as_lenient_as_it_was(tmp_path: Path) -> None:
