@@ -73,6 +73,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "samples": _whole("--samples", 1),
     "revert_untrusted": _choice("--revert-untrusted", "coarse", "input"),
     "report": _switch,
+    "no_report": _switch,
     "trust": _switch,
     "dry_run": _switch,
     "skip_in_focus": _switch,

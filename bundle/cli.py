@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 OVERVIEW = """mop: out-of-focus pathology images brought into focus.
 
     mop restore  IMAGE [IMAGE ...] --output DIR    sharper images, under the same names
-    mop focus    IMAGE [IMAGE ...] --output DIR    how far each part is out of focus, µm
+    mop focus    IMAGE [IMAGE ...]                 how far each part is out of focus, µm
     mop view     RESTORED                          before and after in the browser, deep zoom
     mop simulate IMAGE [IMAGE ...] --output DIR    a focal stack of a sharp image
     mop prepare  SOURCE --output DATASET           a scanner's focal stacks as a dataset to train on
@@ -72,6 +72,7 @@ def restore(
     engine: str = "local",
     workers: int | None = None,
     report: bool = False,
+    no_report: bool = False,
     trust: bool = False,
     samples: int = 1,
     revert_untrusted: str = "",
@@ -82,7 +83,8 @@ def restore(
     Restores images and slides; each result keeps its input's name, slides of scanners and DICOM become NAME.ome.tiff.
     A folder as IMAGE takes the images in it. Stopped or killed, the same command goes on with a TIFF or a slide.
 
-        --output DIR         folder of the results, made if needed; or the result itself: restored.ome.tiff, .ome.zarr
+        --output DIR         folder of the results, made if needed; or the result itself: restored.ome.tiff,
+                             restored.ome.zarr, restored.dicom
         --mode NAME          full (whole chain on tissue), coarse (P-former on tissue) or adaptive (what each tile
                              needs by its distance to focus); default: adaptive for slides, every tile of other images
         --dry-run            say tiles of each kind, minutes and disk, write nothing
@@ -100,7 +102,9 @@ def restore(
         --compression NAME   of a TIFF: lzw (no loss) or jpeg; default: jpeg where a scanner's slide becomes OME-TIFF
         --quality N          of JPEG in a TIFF, 1..100 (default 90)
         --subsampling N      of JPEG's colours in a TIFF, 422 (default) or 420
-        --report             NAME_report.html beside the result: what was done where, before and after, one file
+        --report             NAME_report.html beside the result: what was done where, before and after, one file;
+                             default for slides of scanners and DICOM
+        --no-report          not for them either
         --trust              NAME_trust.tif and .geojson (QuPath) beside the result: where to doubt it
         --samples N          seeds of P-diffusion whose spread counts as doubt (default 1); with --trust
         --revert-untrusted X replace what the trust map doubts with coarse (the P-former's pixels) or input
@@ -121,7 +125,10 @@ def restore(
     from bundle.loading import CONFIG, WEIGHTS
     from bundle.slide_job import Recipe, Wishes, check_pixel_size, check_trust
 
-    wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling, strict, report, trust, samples,
+    if report and no_report:
+        raise UsageError("--report and --no-report exclude each other, both were given.")
+    wanted = report or (False if no_report else None)
+    wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling, strict, wanted, trust, samples,
                     revert_untrusted)  # fmt: skip
 
     def check(reader: ImageReader) -> None:
@@ -130,9 +137,12 @@ def restore(
 
     folder = Path(output or ("restored" if dry_run else ""))
     tally = Tally()
-    jobs = _readable(images, str(folder) if output or dry_run else "",
-                     lambda image: wishes.results(_result_of(image, folder, wishes)), overwrite or dry_run, tally,
-                     plane, check)
+
+    def results_of(image: Path) -> list[Path]:
+        return wishes.results(image, _result_of(image, folder, wishes))
+
+    jobs = _readable(images, str(folder) if output or dry_run else "", results_of, overwrite or dry_run, tally, plane,
+                     check)  # fmt: skip
     recipe = Recipe(Path(config or CONFIG), Path(weights or WEIGHTS), device, tile_px, batch, stop_after,
                     skip_in_focus, seed, samples)  # fmt: skip
     if jobs and engine == "ray" and not dry_run:
@@ -146,7 +156,7 @@ def restore(
 @SetParseFn(str)
 def focus(
     *images: str,
-    output: str = "",
+    output: str = ".",
     device: str = "cpu",
     mpp: float | None = None,
     overwrite: bool = False,
@@ -157,14 +167,14 @@ def focus(
     plane: int | None = None,
     **unknown: str,
 ) -> None:
-    """Usage: mop focus IMAGE [IMAGE ...] --output DIR [options]
+    """Usage: mop focus IMAGE [IMAGE ...] [--output DIR] [options]
 
     Writes how far each part of an image is out of focus: NAME_focus.png, coloured, with a scale in µm, and
     NAME_focus.tif, signed float32 µm, positive above best focus; large images are averaged to 2048 values a side.
     Of a slide's tissue some tiles are looked at: NAME_focus.png, NAME_focus.geojson (outlines of tissue and of its
     tiles by kind, for QuPath) and NAME_focus.csv (one line a tile), in seconds.
 
-        --output DIR      folder of the results, made if needed
+        --output DIR      folder of the results, made if needed (default: the folder you are in)
         --plane N         which focal plane of a z-stack, from 0
         --device NAME     cpu (default) or cuda
         --mpp X           µm per pixel, where the file does not say or is wrong; trained at 0.25 and 0.5
@@ -320,8 +330,9 @@ def _readable(
 def _result_of(image: Path, output: Path, wishes: Wishes) -> Path:
     from bundle.slides.files import result_of
 
-    wishes.encoding(image)  # states its rules before any image is opened
-    return result_of(image, output)
+    result = result_of(image, output)
+    wishes.encoding(image, result)  # states its rules before any image is opened
+    return result
 
 
 def _restore_here(recipe: Recipe, jobs: list[Job], wishes: Wishes, dry_run: bool, tally: Tally) -> None:
@@ -358,7 +369,7 @@ def _tell(job: Job, report: SlideReport, wishes: Wishes, skip_in_focus: bool) ->
     sparing = skip_in_focus or planned
     kinds = f", {plan_line(report.kinds)}" if planned else ""
     kept = f", {report.kept}" if report.kept else ""
-    made = ", ".join(map(str, [job.results[0], *wishes.beside(job.results[0])]))
+    made = ", ".join(map(str, [job.results[0], *wishes.beside(job)]))
     say(result_line(job.image.name, report, sparing) + f"{kinds}{kept}, {made}")
     if report.unreadable:
         complain(f"warning: {report.unreadable} tiles of {job.image.name} hold parts that cannot be decoded: "

@@ -23,6 +23,7 @@ READERS = {
     "imagecodecs": ("imagecodecs", "compressed TIFF"),
     "openslide": ("openslide-python", "slides of scanners: SVS, NDPI, MRXS, SCN, BIF, Philips"),
     "wsidicom": ("wsidicom", "DICOM slides"),
+    "wsidicomizer": ("wsidicomizer", "results as DICOM"),
     "zarr": ("zarr", "results as TIFF, and going on after a stop"),
 }
 LEAST_MEMORY_GB, LEAST_DISK_GB = 4, 20
@@ -85,7 +86,8 @@ def _device() -> Finding:
 
 def _package(module: str, package: str, purpose: str) -> Finding:
     try:
-        importlib.import_module(module)
+        if module != "wsidicomizer":  # its import makes pydicom strict for the whole process
+            importlib.import_module(module)
         return Finding(package, f"{version(package)}, {purpose}")
     except (ImportError, OSError, PackageNotFoundError) as error:  # OSError: a shared library that does not load
         fatal = module in ("PIL", "tifffile", "imagecodecs", "zarr")

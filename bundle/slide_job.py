@@ -18,7 +18,7 @@ from bundle.slides.grid import Box
 from bundle.slides.jpeg_tiles import CannotCopyError, JpegTiles
 from bundle.slides.ledger import free_bytes
 from bundle.slides.pyramid import Encoding, Record
-from bundle.slides.reader import DICOM_SUFFIXES, SCANNER_SUFFIXES, ImageError, ImageReader, open_image
+from bundle.slides.reader import DICOM_FOLDER, DICOM_SUFFIXES, SCANNER_SUFFIXES, ImageError, ImageReader, open_image
 from bundle.slides.tissue import PICTURE_PX
 from bundle.slides.writer import ImageSink, LedgerSink, TiffSink, open_sink, replace_when_done, unfinished_of
 from bundle.trust.cells import CellStore
@@ -40,7 +40,7 @@ class Wishes(NamedTuple):
     quality: int = 90
     subsampling: str = "422"
     strict: bool = False  # a tile that cannot be decoded stops its slide; else it is grey and counted
-    report: bool = False  # an HTML page beside the result
+    report: bool | None = None  # an HTML page beside the result; None: beside slides of scanners and DICOM
     trust: bool = False  # the trust map beside the result
     samples: int = 1  # of P-diffusion; several want the trust map
     revert_untrusted: str = ""  # to coarse or input; wants the trust map
@@ -50,18 +50,24 @@ class Wishes(NamedTuple):
         """Whether the run judges itself."""
         return self.trust or self.samples > 1 or bool(self.revert_untrusted)
 
-    def beside(self, result: Path) -> list[Path]:
-        """The files that come with a result."""
-        return (trust_files(result) if self.judges else []) + ([_report_file(result)] if self.report else [])
+    def reports(self, image: Path) -> bool:
+        """Whether an image gets its HTML page."""
+        return _is_scanners(image) if self.report is None else self.report
 
-    def results(self, result: Path) -> list[Path]:
+    def beside(self, job: Job) -> list[Path]:
+        """The files that come with the result of a job."""
+        result = job.results[0]
+        page = [_report_file(result)] if self.reports(job.image) else []
+        return (trust_files(result) if self.judges else []) + page
+
+    def results(self, image: Path, result: Path) -> list[Path]:
         """All files of a run that must not be there yet: unfinished work may have left some beside its result."""
-        return [result] + ([] if unfinished_of(result).is_dir() else self.beside(result))
+        return [result] + ([] if unfinished_of(result).is_dir() else self.beside(Job(image, [result])))
 
-    def encoding(self, image: Path) -> Encoding:
+    def encoding(self, image: Path, result: Path) -> Encoding:
         """How the result of an image is compressed."""
-        scanner = image.suffix.lower() in SCANNER_SUFFIXES + DICOM_SUFFIXES
-        return Encoding(self.compression or ("jpeg" if scanner else "lzw"), self.quality, self.subsampling).checked()
+        jpeg = result.suffix.lower() == DICOM_FOLDER or _is_scanners(image)
+        return Encoding(self.compression or ("jpeg" if jpeg else "lzw"), self.quality, self.subsampling).checked()
 
 
 class Engine(NamedTuple):
@@ -111,10 +117,12 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
         check_pixel_size(reader, wishes.mpp)
         mpp = known_mpp(reader, wishes.mpp)
         work = job_of(reader, engine.weights, engine.config, _settings(engine, reader, wishes))
-        record = Record(result.name, mpp, reader.icc_profile, notes_of(work, reader))
+        made_s = max(file.stat().st_mtime for file in reader.files)
+        record = Record(result.name, mpp, reader.icc_profile, notes_of(work, reader), tuple(reader.files), made_s)
         opened = time.perf_counter()
+        encoding = wishes.encoding(job.image, result)
         with open_sink(
-            result, reader.shape, record, wishes.overwrite, wishes.encoding(job.image), restorer.kept_block_px, work
+            result, reader.shape, record, wishes.overwrite, encoding, restorer.kept_block_px, work
         ) as sink:
             kept = sink.ledger.folder / "plan.npz" if isinstance(sink, LedgerSink) else None
             if kept is not None and kept.is_file():
@@ -124,7 +132,7 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
                 if kept is not None and plan is not None:
                     plan.save(kept)
             planned = time.perf_counter()
-            told = _keep_tiles(engine, reader, sink, plan) if isinstance(sink, TiffSink) else None
+            told = _keep_tiles(engine, reader, sink, plan)
             trust = _trust_keeping(restorer, reader, mpp, wishes, sink) if wishes.judges else None
             with stop_after_block(sink.keeps_work) as stopped:
                 report = restorer.restore(reader, sink, follow, plan, stopped, trust)
@@ -138,7 +146,7 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
             if trust is not None and mpp is not None:
                 judged = trust_map(trust.gauge, trust.cells.whole(), trust.cells.cell_px, reader.shape)
                 write_trust(judged, mpp, trust_files(result), overwrite=True)
-            if wishes.report:
+            if wishes.reports(job.image):
                 seconds = {"plan": planned - opened, "restoration (of this run)": report.seconds}
                 _report(engine, reader, sink, plan, report, judged, record, seconds)
         if isinstance(reader, MarkingReader) and reader.marked and plan is not None:
@@ -173,6 +181,10 @@ def _report(engine: Engine, reader: ImageReader, sink: ImageSink, plan: SlidePla
     write_report(_report_file(sink.path), page, overwrite=True)
 
 
+def _is_scanners(image: Path) -> bool:
+    return image.suffix.lower() in SCANNER_SUFFIXES + DICOM_SUFFIXES
+
+
 def _report_file(result: Path) -> Path:
     return result.parent / f"{result.name.removesuffix(result.suffix).removesuffix('.ome')}_report.html"
 
@@ -191,7 +203,8 @@ def foretell(engine: Engine, job: Job, wishes: Wishes) -> list[str]:
         seconds = sum(count * restorer.seconds_a_tile(kind) for kind, count in runs.items() if count)
         raw = reader.shape[0] * reader.shape[1] * 3
         changed = sum(runs.values()) / len(grid)
-        work, made = raw * min(1.0, changed), raw * _SIZE_OF_RESULT[wishes.encoding(job.image).compression]
+        encoding = wishes.encoding(job.image, job.results[0])
+        work, made = raw * min(1.0, changed), raw * _SIZE_OF_RESULT[encoding.compression]
         free = free_bytes(job.results[0].parent)
     name = job.image.name
     return [
@@ -230,14 +243,16 @@ def _plan_or_picture(engine: Engine, reader: ImageReader, wishes: Wishes, result
         ) from error
 
 
-def _keep_tiles(engine: Engine, reader: ImageReader, sink: TiffSink, plan: SlidePlan | None
+def _keep_tiles(engine: Engine, reader: ImageReader, sink: ImageSink, plan: SlidePlan | None
                 ) -> Callable[[], str] | None:  # fmt: skip
     """Let the result take the source's JPEG tiles where nothing changes.
 
     Returns:
         What to say about it once the result is written; None where it is not asked for.
     """
-    if plan is None or sink.encoding.compression != "jpeg":
+    if sink.path.suffix.lower() == DICOM_FOLDER:
+        return lambda: "all tiles encoded anew: a DICOM result takes none of the source's"
+    if plan is None or not isinstance(sink, TiffSink) or sink.encoding.compression != "jpeg":
         return None
     untouched = engine.restorer.untouched(reader, plan)
 

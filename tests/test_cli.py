@@ -216,6 +216,7 @@ def test_bad_input_ends_in_one_sentence_and_no_file(tmp_path: Path, capsys, comm
         (["restore", "a.png"], "--output DIR is needed"),
         (["restore", "--output", "out"], "IMAGE is needed"),
         (["restore", "a.png", "--otput", "out"], "restore has no option --otput"),
+        (["restore", "a.png", "--output", "out", "--report", "--no-report"], "--report and --no-report exclude"),
         (["restore", "a.png", "-o", "out"], "restore has no option -o"),
         (["restore", "a.png", "--unknown", "1", "--output", "out"], "restore has no option --unknown"),
         (["focus", "a.png", "--output", "out", "--seed", "1"], "focus has no option --seed"),

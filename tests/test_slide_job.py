@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[1]
 # Run in a process of its own: it forks a child for every kill. The child kills itself with -9 at its n-th event of
 # the file system (opening, renaming, removing), so that a kill falls between any two of them.
 PROGRAM = '''
-import json, os, random, signal, sys
+import json, os, random, shutil, signal, sys
 from pathlib import Path
 import imagecodecs, numpy as np, scipy.ndimage, skimage.filters, tifffile, torch, zarr
 from torch import nn
+import pydicom, wsidicomizer
 import bundle.slide_job as slide_job
 from bundle.p_diffusion.noise import noise_at
 from bundle.slide_job import Engine, Wishes, restore_image
@@ -81,29 +82,38 @@ def in_child(result, kill_at):
     _, status = os.waitpid(pid, 0)
     return (os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)), status
 
-whole = folder / "whole" / "a.ome.tiff"
+def content(path):
+    """The bytes of a result, of all its files where it is a folder."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [(file.name, file.read_bytes()) for file in files]
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+name = sys.argv[4]
+whole = folder / "whole" / name
 assert in_child(whole, 0)[0] == 0
 events = int((folder / "events").read_text())
-expected = whole.read_bytes()
+expected = content(whole)
 draw = random.Random(int(sys.argv[3]))
-result = folder / "killed" / "a.ome.tiff"
+result = folder / "killed" / name
 killed = finished = resumed = 0
 while killed < kills:
-    before = (result.parent / "a.ome.tiff.partial" / "job.json").is_file()
+    before = (result.parent / f"{name}.partial" / "job.json").is_file()
     number, _ = in_child(result, draw.randint(1, events))
     if number == signal.SIGKILL:
         killed += 1
         # Under the final name there is nothing, or all of it.
-        assert not result.exists() or result.read_bytes() == expected
+        assert not result.exists() or content(result) == expected
         if result.exists():
-            result.unlink()
+            remove(result)
     else:
         assert number == 0, number
-        assert result.read_bytes() == expected
+        assert content(result) == expected
         finished += 1
         resumed += before
-        result.unlink()
-assert in_child(result, 0)[0] == 0 and result.read_bytes() == expected
+        remove(result)
+assert in_child(result, 0)[0] == 0 and content(result) == expected
 left = sorted(path.name for path in result.parent.iterdir())
 print(json.dumps({"events": events, "killed": killed, "finished": finished, "resumed": resumed, "left": left}))
 '''
@@ -130,12 +140,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["a.ome.tiff", "a.dicom"])
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(folder: Path, name: str) -> None:
     """A night's work, a power cut, and a result that differs in one pixel from the undisturbed one."""
     (folder / "program.py").write_text(PROGRAM)
-    command = [sys.executable, str(folder / "program.py"), str(folder), "24", "11"]
+    command = [sys.executable, str(folder / "program.py"), str(folder), "24", "11", name]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["killed"] == 24 and told["left"] == ["a.ome.tiff"] and told["events"] > 60
+    assert told["killed"] == 24 and told["left"] == [name] and told["events"] > 60
     assert told["resumed"] > 0, told

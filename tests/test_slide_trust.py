@@ -143,9 +143,19 @@ def test_an_image_without_a_pixel_size_is_refused(source: Path, tmp_path: Path) 
 def test_unfinished_work_may_find_its_own_files_beside_it(tmp_path: Path) -> None:
     """A kill between map and result leaves the map: the same command must go on and not complain of it."""
     result, wishes = tmp_path / "result.ome.tiff", Wishes(trust=True, report=True)
-    assert [path.name for path in wishes.results(result)[1:]] == [BESIDE[2], BESIDE[1], BESIDE[0]]
+    image = tmp_path / "a.tif"
+    assert [path.name for path in wishes.results(image, result)[1:]] == [BESIDE[2], BESIDE[1], BESIDE[0]]
     (tmp_path / "result.ome.tiff.partial").mkdir()
-    assert wishes.results(result) == [result]
+    assert wishes.results(image, result) == [result]
+
+
+def test_a_slide_of_a_scanner_gets_its_report_unless_told_otherwise(tmp_path: Path) -> None:
+    """`mop restore slide.svs` ends with a page that says what was done; a field of a few pixels needs none."""
+    result = tmp_path / "result.ome.tiff"
+    for image, told, expected in (("a.svs", None, True), ("a.dcm", None, True), ("a.tif", None, False),
+                                  ("a.svs", False, False), ("a.tif", True, True)):  # fmt: skip
+        beside = Wishes(report=told).beside(Job(Path(image), [result]))
+        assert [path.name for path in beside] == ["result_report.html"] * expected, (image, told)
 
 
 def test_a_browser_shows_the_report_from_a_file(

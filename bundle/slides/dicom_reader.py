@@ -23,7 +23,7 @@ from bundle.slides.reader import WHITE, ImageError, ImageReader, Level, SlideFac
 
 _PLAUSIBLE_MPP = (0.01, 20.0)
 # What wsidicom and pydicom make of damaged files: found by cutting files at many places.
-_DAMAGE = (WsiDicomError, WsiDicomFileError, WsiDicomNotFoundError, InvalidDicomError, OSError, ValueError,
+_DAMAGE = (WsiDicomError, WsiDicomFileError, WsiDicomNotFoundError, InvalidDicomError, OSError, EOFError, ValueError,
            RuntimeError, LookupError, TypeError, AttributeError, struct.error)  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from bundle.slides.reader import DICOM_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, TIFF_SUFFIXES
+from bundle.slides.reader import DICOM_FOLDER, DICOM_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, TIFF_SUFFIXES
 from bundle.slides.writer import ZARR_SUFFIX
 
 
@@ -69,8 +69,10 @@ def result_of(image: Path, output: Path) -> Path:
 
     A result keeps its input's name where that format is written; slides of other formats become OME-TIFF.
     """
-    written = RASTER_SUFFIXES + TIFF_SUFFIXES
-    if output.suffix.lower() == ZARR_SUFFIX or (output.suffix.lower() in written and not output.is_dir()):
+    written, suffix = RASTER_SUFFIXES + TIFF_SUFFIXES, output.suffix.lower()
+    if suffix in DICOM_SUFFIXES and not output.is_dir():
+        raise ValueError(f"a DICOM result is a folder, NAME{DICOM_FOLDER}, got {output.name}.")
+    if suffix in (ZARR_SUFFIX, DICOM_FOLDER) or (suffix in written and not output.is_dir()):
         return output
     if image.suffix.lower() in written:
         return output / image.name

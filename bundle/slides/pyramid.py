@@ -79,6 +79,8 @@ class Record(NamedTuple):
     mpp: float | None = None  # µm per pixel
     icc_profile: bytes | None = None
     notes: Mapping[str, str] = {}  # provenance, of an OME-TIFF; text by name
+    sources: tuple[Path, ...] = ()  # files that the pixels come from; DICOM names their instances
+    made_s: float = 0.0  # date of a DICOM result, seconds since 1970: that of its source
 
 
 def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
@@ -124,6 +126,8 @@ def write_pyramid(file: IO[bytes], shape: tuple[int, int], rows_at: Callable[[in
         finally:
             for spool in spools:
                 spool.close()
+    if ome and "objective" in record.notes:
+        _name_objective(file, record.notes["objective"])
     _link_levels(file)
 
 
@@ -260,6 +264,19 @@ class _Spool:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _name_objective(file: IO[bytes], magnification: str) -> None:
+    """Say the magnification where OME keeps it and viewers look for it: tifffile writes no instrument."""
+    instrument = f'<Instrument ID="Instrument:0"><Objective ID="Objective:0" NominalMagnification="{magnification}"/>'
+    used = '<InstrumentRef ID="Instrument:0"/><ObjectiveSettings ID="Objective:0"/>'
+    file.flush()
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        text = tiff.ome_metadata or ""
+        text = text.replace("<Image ", f"{instrument}</Instrument><Image ", 1)
+        text = text.replace("<Pixels ", f"{used}<Pixels ", 1)
+        tiff.pages[0].aspage().tags["ImageDescription"].overwrite(text.encode())
 
 
 def _link_levels(file: IO[bytes]) -> None:

@@ -35,6 +35,7 @@ RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
 SCANNER_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
 DICOM_SUFFIXES = (".dcm",)
+DICOM_FOLDER = ".dicom"  # of a folder with the files of one series, as results are written
 IMAGE_SUFFIXES = RASTER_SUFFIXES + TIFF_SUFFIXES + SCANNER_SUFFIXES + DICOM_SUFFIXES
 WHITE = (255, 255, 255)
 _PIXELS_AT_ONCE = 2**24  # read for a scaled region: 48 MiB
@@ -183,7 +184,7 @@ def open_image(path: str | Path, plane: int | None = None) -> ImageReader:
     """Open an image or a slide.
 
     Args:
-        path: the file; of a DICOM series any of its files.
+        path: the file; of a DICOM series any of its files, or its folder where that is named `.dicom`.
         plane: which focal plane of a z-stack, from 0; None where there is only one.
 
     Raises:
@@ -191,6 +192,8 @@ def open_image(path: str | Path, plane: int | None = None) -> ImageReader:
         ImageError: not an image that can be restored; the sentence names the rule.
     """
     path = Path(path)
+    if path.suffix.lower() == DICOM_FOLDER and path.is_dir():
+        path = next((file for file in sorted(path.iterdir()) if file.suffix.lower() in DICOM_SUFFIXES), path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is {'not a file' if path.exists() else 'missing'}.")
     suffix = path.suffix.lower()

@@ -1,8 +1,8 @@
 """Results reach the disk whole or not at all: a temporary name, fsync, rename.
 
 PNG is lossless, JPEG quality 95 without chroma subsampling, TIFF and OME-TIFF pyramids of tiles (pyramid.py), OME-Zarr
-a folder of levels (zarr_writer.py). Finished blocks of those with levels wait in a ledger beside them (ledger.py), so
-that a killed run can go on.
+(zarr_writer.py) and DICOM (dicom_writer.py) folders of levels. Finished blocks of those with levels wait in a ledger
+beside them (ledger.py), so that a killed run can go on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bundle.slides.grid import Box
 from bundle.slides.jpeg_tiles import JpegTiles
 from bundle.slides.ledger import FIGURES, BlockLedger
 from bundle.slides.pyramid import Encoding, Record, write_pyramid
-from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES, ImageReader
+from bundle.slides.reader import DICOM_FOLDER, RASTER_SUFFIXES, TIFF_SUFFIXES, ImageReader
 
 BLOCK_PX = 2048
 ZARR_SUFFIX = ".zarr"
@@ -55,11 +55,7 @@ def replace_when_done(path: Path, overwrite: bool = False, wait_in: Path | None 
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    flush(path.parent)
 
 
 @contextmanager
@@ -75,9 +71,7 @@ def folder_when_done(path: Path, mark: str, overwrite: bool = False, wait_in: Pa
     Raises:
         FileExistsError: `path` exists and `overwrite` is False, or it is not a folder of this kind.
     """
-    if path.exists() and not (overwrite and (path / mark).is_file()):
-        rule = f"has no {mark}, so it is not replaced" if overwrite else "exists: --overwrite replaces it"
-        raise FileExistsError(f"{path} {rule}.")
+    refuse_folder(path, mark, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished, older = ((wait_in or path.parent) / f".mop-{secrets.token_hex(8)}.tmp" for _ in range(2))
     unfinished.mkdir()
@@ -91,6 +85,22 @@ def folder_when_done(path: Path, mark: str, overwrite: bool = False, wait_in: Pa
         if older.exists() and not path.exists():
             older.rename(path)
         shutil.rmtree(older, ignore_errors=True)
+
+
+def refuse_folder(path: Path, mark: str, overwrite: bool) -> None:
+    """Refuse to replace a folder that is not a result of our own; see `folder_when_done`."""
+    if path.exists() and not (overwrite and (path / mark).is_file()):
+        rule = f"has no {mark}, so it is not replaced" if overwrite else "exists: --overwrite replaces it"
+        raise FileExistsError(f"{path} {rule}.")
+
+
+def flush(path: Path) -> None:
+    """Let a file or a folder reach the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
@@ -342,7 +352,11 @@ def open_sink(
         from bundle.slides.zarr_writer import ZarrSink
 
         return ZarrSink(path, shape, record, overwrite, block_px, job)
+    if suffix == DICOM_FOLDER:
+        from bundle.slides.dicom_writer import DicomSink
+
+        return DicomSink(path, shape, record, overwrite, block_px, job, encoding or Encoding("jpeg"))
     if suffix in RASTER_SUFFIXES:
         return RasterSink(path, shape, record, overwrite)
-    written = ", ".join((*RASTER_SUFFIXES, *TIFF_SUFFIXES, ZARR_SUFFIX))
+    written = ", ".join((*RASTER_SUFFIXES, *TIFF_SUFFIXES, ZARR_SUFFIX, DICOM_FOLDER))
     raise ValueError(f"a result must be {written}, got {path.name}.")

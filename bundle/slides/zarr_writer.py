@@ -9,7 +9,6 @@ A shard is read, written and halved on its own: memory does not depend on the sl
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from zarr.codecs import ZstdCodec
 
 from bundle.slides.grid import Box
 from bundle.slides.pyramid import Record, halved, level_shapes
-from bundle.slides.writer import LedgerSink, folder_when_done
+from bundle.slides.writer import LedgerSink, flush, folder_when_done, refuse_folder
 
 CHUNK_PX, SHARD_PX = 512, 2048
 MARK = "zarr.json"  # every OME-Zarr holds it: only a folder with it is ever replaced
@@ -30,16 +29,14 @@ class ZarrSink(LedgerSink):
     """OME-Zarr with levels; see `LedgerSink`."""
 
     def _refuse_existing(self) -> None:
-        if self.path.exists() and not (self.overwrite and (self.path / MARK).is_file()):
-            rule = f"has no {MARK}, so it is not replaced" if self.overwrite else "exists: --overwrite replaces it"
-            raise FileExistsError(f"{self.path} {rule}.")
+        refuse_folder(self.path, MARK, self.overwrite)
 
     def _save(self) -> None:
         with folder_when_done(self.path, MARK, self.overwrite, self.ledger.folder) as folder:
             self._write(folder)
             for path in (*folder.rglob("*"), folder):
-                _flush(path)
-        _flush(self.path.parent)
+                flush(path)
+        flush(self.path.parent)
 
     def _write(self, folder: Path) -> None:
         shapes = level_shapes(self.shape)
@@ -84,12 +81,3 @@ def metadata_of(record: Record, shapes: list[tuple[int, int]]) -> dict[str, Any]
     ome = {"version": "0.5", "multiscales": [pyramid], "omero": {"channels": channels, "rdefs": {"model": "color"}}}
     profile = {"icc_profile": record.icc_profile.hex()} if record.icc_profile else {}
     return {"ome": ome, "mop": {**record.notes, **profile}}
-
-
-def _flush(path: Path) -> None:
-    """Let a file or a folder reach the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

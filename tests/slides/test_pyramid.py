@@ -4,6 +4,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import imagecodecs
 import numpy as np
@@ -18,6 +19,8 @@ from bundle.slides.writer import open_sink
 
 SHAPE = (711, 1105)  # three levels: 1105, 552 and 276; odd sides, two strips, and the last tiles are cut
 SMALLEST = 300
+NOTES = {"software": "MoP 1", "warning": "a <b> & c", "objective": "20"}
+OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
 
 
 def smooth() -> np.ndarray:
@@ -46,7 +49,7 @@ def small_levels() -> Iterator[None]:
 def slides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One slide per way of writing."""
     folder = tmp_path_factory.mktemp("slides")
-    words = {"mpp": 0.25, "icc_profile": b"profile" * 20, "notes": {"software": "MoP 1", "warning": "a <b> & c"}}
+    words = {"mpp": 0.25, "icc_profile": b"profile" * 20, "notes": dict(NOTES)}
     return {
         "lzw": write(folder / "lzw.ome.tiff", smooth(), Encoding("lzw"), **words),
         "422": write(folder / "422.ome.tiff", smooth(), Encoding("jpeg", 90, "422"), **words),
@@ -100,9 +103,24 @@ def test_the_annotation_says_where_the_slide_comes_from(slides: dict[str, Path])
     assert 'PhysicalSizeX="0.25"' in xml and 'Name="RGB"' in xml
 
 
+def test_the_magnification_stands_where_ome_keeps_it(slides: dict[str, Path]) -> None:
+    """QuPath and Bio-Formats read the instrument and no annotation; a place of our own is no place."""
+    with tifffile.TiffFile(slides["422"]) as tiff:
+        root = ET.fromstring(tiff.ome_metadata)
+    order = [element.tag.removeprefix(OME) for element in root]
+    assert order == ["Instrument", "Image", "StructuredAnnotations"]  # as the schema wants it
+    inside = [element.tag.removeprefix(OME) for element in root[1]]
+    assert inside[:3] == ["InstrumentRef", "ObjectiveSettings", "Pixels"]
+    objective = root[0].find(f"{OME}Objective")
+    assert objective.get("NominalMagnification") == "20"
+    assert root[1].find(f"{OME}ObjectiveSettings").get("ID") == objective.get("ID")
+    with open_image(slides["422"]) as reader:
+        assert reader.objective == 20
+
+
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path, slides: dict[str, Path]) -> None:
     """A clock or a random name in the file would hide a real difference between two runs."""
-    words = {"mpp": 0.25, "icc_profile": b"profile" * 20, "notes": {"software": "MoP 1", "warning": "a <b> & c"}}
+    words = {"mpp": 0.25, "icc_profile": b"profile" * 20, "notes": dict(NOTES)}
     again = write(tmp_path / "422.ome.tiff", smooth(), Encoding("jpeg", 90, "422"), **words)
     assert again.read_bytes() == slides["422"].read_bytes()
 
