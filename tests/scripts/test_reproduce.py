@@ -53,6 +53,7 @@ def test_every_row_of_table_4_fits_its_gates(script: ModuleType, monkeypatch: py
         network, prompter = (parser.get_parsed_content(name) for name in ("p_former", "prompter"))
         names = parser.config["train"]["prepare_batch"].get("gate_prompts", ["pathology"])
         image = torch.rand(1, 3, 32, 48)
+        prompter.eval()  # as in training, where it is frozen
         assert network(image, prompter.gate_prompt(image, names)).shape == image.shape
         seen.add((parser.config["gate_input"], *(names if parser.config["gate_input"] != "features" else ())))
     assert len(seen) == 9
