@@ -43,6 +43,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "ray_engine": {"messages", "slide_job", "slide_restoration", "slides"},  # `cli`'s other way to run slide jobs
     "messages": {"slide_plan", "slide_restoration", "slides"},
+    "image_jobs": {"arguments", "messages", "slides"},
+    # A part of `cli` with a file of its own.
+    "restore_command": {
+        "arguments", "image_jobs", "loading", "messages", "ray_engine", "slide_job", "slide_plan", "slide_restoration",
+        "slides",
+    },
     "image_restorer": {"conventions", "field_restoration", "loading", "restoration", "slides"},
     # Its command is a part of `cli` with a file of its own: hence arguments, loading and messages. The MLflow model
     # serves pictures as scripts restore them: hence image_restorer.
