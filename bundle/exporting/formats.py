@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bundle import __version__
 from bundle.exporting.graphs import ChainGraph, CoarseGraph, TileGraph, example, exportable, smallest_side
 from bundle.restoration import TileRestorer
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 FORMATS = ("torchscript", "onnx", "torch_export", "tensorrt")
 TOLERANCE = 1e-4  # of [0, 1]: an eight-bit step is 4e-3
@@ -125,7 +125,8 @@ def _program(restorer: TileRestorer, part: str) -> torch.export.ExportedProgram:
     if part == "chain":
         shapes["noise"] = {0: batch, 3: height, 4: width}
     side = smallest_side(restorer)
-    inputs = example(restorer, 2, side, side + restorer.stride, noise=part == "chain").inputs
+    # Twice the smallest side: at a single window of the local spectra a free size would become the constant 1.
+    inputs = example(restorer, 2, 2 * side, 2 * side + restorer.stride, noise=part == "chain").inputs
     return torch.export.export(graph.eval(), inputs, dynamic_shapes=shapes)
 
 

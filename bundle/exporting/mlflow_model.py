@@ -29,7 +29,7 @@ from bundle.loading import CONFIG, load_tile_restorer
 from bundle.messages import sentence
 from bundle.restoration import STAGES
 from bundle.slides.reader import ImageError, open_image
-from bundle.slides.writer import folder_when_done
+from bundle.slides.whole_files import folder_when_done
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -41,7 +41,7 @@ class SpectrumReader(nn.Module):
             nn.Conv2d(2 * channels, 2 * channels, 1), nn.GELU(), nn.Dropout(0.2), last)
 
     def forward(self, spectra: Tensor, size: Sequence[int]) -> Tensor:
-        """(B, spectrum_width, ceil(h / 2), ceil(w / 2)) -> (B, C, h, w), `size` = (h, w)."""
+        """(B, spectrum_width, ceil(h / 2) + 1, ceil(w / 2) + 1) -> (B, C, h, w), `size` = (h, w)."""
         read = functional.interpolate(self.layers(spectra), scale_factor=2.0, mode="bilinear")
         return read[..., : size[0], : size[1]]
 
@@ -116,5 +116,5 @@ class Reading(nn.Module):
         self._estimator = (estimator,)  # in a tuple, so that the backbone is no part of what is trained
 
     def forward(self, features: Tensor, spectra: Tensor) -> DefocusEstimate:
-        """Estimate from features (B, C, h, w) and spectra (B, S, ceil(h / 2), ceil(w / 2))."""
+        """Estimate from features (B, C, h, w) and spectra (B, S, ceil(h / 2) + 1, ceil(w / 2) + 1)."""
         return self._estimator[0].read(features, spectra)

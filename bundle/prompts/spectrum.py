@@ -3,7 +3,7 @@
     window      Hann windows of 128 px, one every 64 px                                (side, side)
     P_c(f)      power of channel c at radial frequency f                               R, G, B
     C_cd(f)     coherence Re(F_c conj F_d) / sqrt(P_c P_d)                             RG, RB, GB
-    spectrum    log P_c and C_cd of each window, then of the mean over all windows     (B, 12 K, h, w), h = ceil(H / 64)
+    spectrum    log P_c and C_cd of each window, then of the mean over all windows     (B, 12 K, h + 1, w + 1)
 
 Tissue looks much the same in its three colours, so their ratio at one frequency is mostly the ratio of two transfer
 functions, and these have zeros and signs where the distance says. A convolutional network has to find that out; here it
@@ -30,11 +30,10 @@ class LocalSpectrum(nn.Module):
         stride_px: distance of two windows.
     """
 
-    columns: Tensor  # (s, s + 2) a window's rows -> real and imaginary part at the frequencies of a real transform
-    rows_real: Tensor  # (s, s) the same along the other side
-    rows_imaginary: Tensor  # (s, s)
-    average: Tensor  # (s (s/2 + 1), K) mean over each ring
-    of_ones: Tensor  # (2, s, s/2 + 1) transform of the window itself, real and imaginary
+    columns: Tensor  # (s + 2, 1, 1, s) kernels of a real transform along rows of pixels: real, imaginary, real, …
+    rows: Tensor  # (2 s, 2, s, 1) kernels of a transform along columns of (real, imaginary): all real parts first
+    average: Tensor  # ((s/2 + 1) s, K) mean over each ring
+    of_ones: Tensor  # (s/2 + 1, 2, s) transform of the window itself
 
     def __init__(self, frequencies: int = 64, window_px: int = 128, stride_px: int = 64) -> None:
         super().__init__()
@@ -43,46 +42,59 @@ class LocalSpectrum(nn.Module):
                              f"{frequencies}, got {window_px}.")
         self.window_px, self.stride_px, self.width = window_px, stride_px, 12 * frequencies
         hann = torch.hann_window(window_px, periodic=True, dtype=torch.float64)
-        rows = torch.fft.fft(torch.eye(window_px, dtype=torch.float64) * hann, norm="ortho")  # windowed along one side
-        columns = rows[:, : window_px // 2 + 1]  # the other half of a real image's transform is its mirror
-        radius = torch.hypot(torch.fft.fftfreq(window_px, dtype=torch.float64)[:, None],
-                             torch.fft.rfftfreq(window_px, dtype=torch.float64)[None, :]).flatten()
+        along = torch.fft.fft(torch.eye(window_px, dtype=torch.float64) * hann, norm="ortho")  # (place, frequency)
+        half = along[:, : window_px // 2 + 1]  # the other half of a real image's transform is its mirror
+        columns = torch.stack([half.real, half.imag], -1)  # (place, frequency, 2)
+        real, imaginary = along.real.T, along.imag.T
+        rows = torch.stack([torch.stack([real, -imaginary], 1), torch.stack([imaginary, real], 1)])  # (2, f, 2, place)
+        radius = torch.hypot(torch.fft.rfftfreq(window_px, dtype=torch.float64)[:, None],
+                             torch.fft.fftfreq(window_px, dtype=torch.float64)[None, :]).flatten()
         ring = (torch.floor(radius * window_px + 0.5)[:, None] == torch.arange(1, frequencies + 1)).double()
-        of_ones = rows.sum(0)[:, None] * columns.sum(0)[None, :]  # the transform of the window itself
-        # Not in the state dict: they follow from the arguments. Matrices, because not every format has a transform.
-        for name, value in {"rows_real": rows.real.T, "rows_imaginary": rows.imag.T,
-                            "columns": torch.cat([columns.real, columns.imag], 1),
+        of_ones = half.sum(0)[:, None] * along.sum(0)[None, :]  # the transform of the window itself
+        # Not in the state dict: they follow from the arguments. Convolutions, because not every format has a transform.
+        for name, value in {"columns": columns.flatten(1).T[:, None, None, :], "rows": rows.flatten(0, 1)[..., None],
                             "average": ring / ring.sum(0),
-                            "of_ones": torch.stack([of_ones.real, of_ones.imag])}.items():
+                            "of_ones": torch.stack([of_ones.real, of_ones.imag], 1)}.items():
             self.register_buffer(name, value.float().contiguous(), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, 12 K, h, w), h = ceil(H / stride_px)."""
+        """(B, 3, H, W) in [0, 1] -> (B, 12 K, h + 1, w + 1), h = ceil(H / stride_px).
+
+        The last row and column repeat the ones before them: exported graphs want no axis of length 1, and whoever
+        interpolates between windows wants one beyond the last.
+        """
         if torch.is_autocast_enabled(image.device.type):  # powers span five decades: no bfloat16 here
             with torch.autocast(image.device.type, enabled=False):
                 return self.forward(image.float())
-        products = self._products(image)  # (B, 6, K, rows, columns)
-        tile = products.mean((-2, -1), keepdim=True).expand_as(products)
+        products = self._products(image)  # (B, 6, K, h + 1, w + 1)
+        rows, columns = ((torch.arange(count, device=image.device) < count - 1).to(image.dtype) / (count - 1)
+                         for count in products.shape[-2:])
+        tile = (products * rows[:, None] * columns).sum((-2, -1), keepdim=True).expand_as(products)
         return torch.cat([_readable(products), _readable(tile)], 1).flatten(1, 2)
 
     def _products(self, image: Tensor) -> Tensor:
-        """Powers of the channels and real parts of the cross spectra, averaged over rings, (B, 6, K, rows, columns)."""
-        side, margin = self.window_px, (self.window_px - self.stride_px) // 2
-        padded = image
+        """Powers of the channels and real parts of the cross spectra, averaged over rings, (B, 6, K, h + 1, w + 1)."""
+        windows, side = image, self.window_px
         for axis in (-2, -1):
-            end = margin + -image.shape[axis] % self.stride_px
-            pads = (0, 0, margin, end) if axis == -2 else (margin, end, 0, 0)
-            # Mirrored, as every size that a graph is exported for can be; only a tile below 64 px repeats its border.
-            padded = functional.pad(padded, pads, mode="reflect" if end < image.shape[axis] else "replicate")
-        windows = padded.unfold(2, side, self.stride_px).unfold(3, side, self.stride_px)  # (B, 3, rows, columns, s, s)
-        real, imaginary = (windows @ self.columns).chunk(2, -1)
-        real, imaginary = (self.rows_real @ real - self.rows_imaginary @ imaginary,
-                           self.rows_real @ imaginary + self.rows_imaginary @ real)  # (B, 3, rows, columns, s, s/2 + 1)
-        mean = real[..., :1, :1] / self.of_ones[0, 0, 0]
-        real = (real - mean * self.of_ones[0]).flatten(-2)
-        imaginary = (imaginary - mean * self.of_ones[1]).flatten(-2)
+            windows = windows.index_select(axis, self._places(image.shape[axis], image.device))
+        # The transform of every window, one side after the other; (real, imaginary) beside each other.
+        along = functional.conv2d(windows.flatten(0, 1)[:, None], self.columns, stride=(1, side))
+        along = along.unflatten(1, (-1, 2)).flatten(0, 1)  # (3 B (s/2 + 1), 2, s (h + 1), w + 1)
+        both = functional.conv2d(along, self.rows, stride=(side, 1))  # (3 B (s/2 + 1), 2 s, h + 1, w + 1)
+        both = both.unflatten(1, (2, -1)).unflatten(0, (image.shape[0], 3, -1))  # (B, 3, s/2 + 1, 2, s, h + 1, w + 1)
+        mean = both[:, :, :1, :1, :1] / self.of_ones[0, 0, 0]
+        real, imaginary = (both - mean * self.of_ones[..., None, None]).movedim(3, 0).flatten(3, 4)
         of_pairs = [real[:, c] * real[:, d] + imaginary[:, c] * imaginary[:, d] for c, d in (*SELVES, *PAIRS)]
-        return (torch.stack(of_pairs, 1) @ self.average).movedim(-1, 2)
+        return torch.einsum("bpfrc,fk->bpkrc", torch.stack(of_pairs, 1), self.average)
+
+    def _places(self, length: int, device: torch.device) -> Tensor:
+        """Which pixels along a side the windows hold, one window after the other; mirrored at both ends."""
+        last = (length + self.stride_px - 1) // self.stride_px - 1
+        first = torch.arange(last + 2, device=device).clamp(max=last)
+        inside = torch.arange(self.window_px, device=device) - (self.window_px - self.stride_px) // 2
+        place = (first[:, None] * self.stride_px + inside).flatten().abs()
+        # A tile below 64 px has no mirror wide enough: its border is repeated there.
+        return torch.minimum(place, 2 * (length - 1) - place).clamp(min=0)
 
 
 def _readable(products: Tensor) -> Tensor:
