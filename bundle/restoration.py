@@ -77,6 +77,9 @@ class TileRestorer(nn.Module):
     def restore(self, image: Tensor, location: Tensor | None = None) -> Restoration:
         """Restore tiles and keep what was learned on the way.
 
+        On a CPU they go one by one: its kernels round otherwise in another batch, and a batch saves no time there. So a
+        tile's pixels are the same bit by bit beside any others.
+
         Args:
             image: (B, 3, H, W), [0, 1], any size.
             location: (B, 2) int64; None places every tile at (0, 0).
@@ -85,9 +88,16 @@ class TileRestorer(nn.Module):
             ValueError: `image` is no batch of RGB tiles.
         """
         check_image(image)
-        height, width = image.shape[-2:]
         if location is None:
             location = torch.zeros(image.shape[0], 2, dtype=torch.int64, device=image.device)
+        if image.device.type == "cpu" and len(image) > 1:
+            each = zip(image.split(1), location.split(1), strict=True)
+            return _joined([self.restore_together(*tile) for tile in each])
+        return self.restore_together(image, location)
+
+    def restore_together(self, image: Tensor, location: Tensor) -> Restoration:
+        """`restore` of all tiles in one pass on any device, as exported graphs want it."""
+        height, width = image.shape[-2:]
         padded = self._padded(image)
         started = time.perf_counter()
         prompts = self.prompter(padded)
@@ -144,3 +154,11 @@ class TileRestorer(nn.Module):
         """`result` where the tissue is out of focus, the very pixels of `image` where it is in focus."""
         weight = (focus_map.abs() / self.in_focus_um - 1).clamp(0, 1)
         return torch.where(weight > 0, image + weight * (result - image), image)
+
+
+def _joined(tiles: Sequence[Restoration]) -> Restoration:
+    """One restoration of several."""
+    restored, coarse, focus_map, defocus, contrast, seconds, spread = zip(*tiles, strict=True)
+    return Restoration(torch.cat(restored), torch.cat(coarse), torch.cat(focus_map), torch.cat(defocus),
+                       torch.cat(contrast), {stage: sum(tile[stage] for tile in seconds) for stage in seconds[0]},
+                       None if spread[0] is None else torch.cat(spread))

@@ -20,7 +20,8 @@ from bundle.slides.ledger import free_bytes
 from bundle.slides.pyramid import Encoding, Record
 from bundle.slides.reader import DICOM_FOLDER, DICOM_SUFFIXES, SCANNER_SUFFIXES, ImageError, ImageReader, open_image
 from bundle.slides.tissue import PICTURE_PX
-from bundle.slides.writer import ImageSink, LedgerSink, TiffSink, open_sink, replace_when_done, unfinished_of
+from bundle.slides.whole_files import replace_when_done
+from bundle.slides.writer import ImageSink, LedgerSink, TiffSink, open_sink, unfinished_of
 from bundle.trust.cells import CellStore
 from bundle.trust.gauge import LAYERS, LIMIT, TrustGauge, cell_side_px
 from bundle.trust.map import TrustMap, trust_files, trust_map, write_trust
@@ -299,7 +300,7 @@ def check_trust(reader: ImageReader, wishes: Wishes) -> None:
 
 
 def _settings(engine: Engine, reader: ImageReader, wishes: Wishes) -> dict[str, object]:
-    """What decides the pixels beside source and networks. The batch is among it: it may change the last bit."""
+    """What decides the pixels beside source and networks; on a GPU a batch may change the last bit."""
     network, restorer = engine.restorer.tile_restorer, engine.restorer
     trust = {"samples": wishes.samples, "revert_untrusted": wishes.revert_untrusted or "no", "trust_limit": LIMIT}
     return (trust if wishes.judges else {}) | {
@@ -310,7 +311,7 @@ def _settings(engine: Engine, reader: ImageReader, wishes: Wishes) -> dict[str, 
         "plane": wishes.plane,
         "tile_px": restorer.tile_px,
         "overlap_px": restorer.overlap_px,
-        "batch": restorer.batch,
+        "batch": "any" if restorer.device.type == "cpu" else restorer.batch,
         "device": restorer.device.type,
     }
 
