@@ -23,7 +23,7 @@ from bundle.conventions import IMAGE, to_uint8
 from bundle.restoration import TileRestorer
 from bundle.slides.blend import BlockBlend
 from bundle.slides.grid import TileGrid
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 
 class FieldRestoration(NamedTuple):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from bundle.report import FOCUS_COLOURS, focus_limit_um, focus_picture
 from bundle.slide_restoration import FocusMap
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 
 def focus_results(image: Path, output: Path) -> list[Path]:

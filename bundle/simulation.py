@@ -18,7 +18,7 @@ from bundle.optics.camera import Camera, record
 from bundle.optics.focal_stack import GainTable, random_relief_um, simulate_plane
 from bundle.optics.pupil import OPTICS_20X, OPTICS_40X
 from bundle.slides.reader import ImageReader
-from bundle.slides.writer import folder_when_done
+from bundle.slides.whole_files import folder_when_done
 
 MAX_PIXELS = 50_000_000  # of a simulated image: one plane's spectrum takes about 100 bytes a pixel
 DRAWN = "drawn.json"

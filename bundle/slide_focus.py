@@ -28,7 +28,7 @@ from bundle.slides.grid import TileGrid
 from bundle.slides.outlines import Outline, geometry_of, patches_of, write_outlines
 from bundle.slides.reader import ImageReader
 from bundle.slides.tissue import TissueMask
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 TISSUE_COLOUR = (0, 114, 178)
 COLUMNS = ("row_px", "col_px", "height_px", "width_px", "kind", "defocus_um")

@@ -25,7 +25,7 @@ from bundle.conventions import from_uint8
 from bundle.slides.grid import Box, TileGrid
 from bundle.slides.reader import ImageReader
 from bundle.slides.tissue import find_tissue
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 if TYPE_CHECKING:
     from bundle.prompts.defocus import DefocusEstimator

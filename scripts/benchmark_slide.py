@@ -49,7 +49,7 @@ from bundle.slides.files import Job
 from bundle.slides.ledger import BlockLedger
 from bundle.slides.pyramid import Encoding, Record, write_pyramid
 from bundle.slides.reader import ImageReader, open_image
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 MPP = 0.25
 GLASS = 243

@@ -28,7 +28,7 @@ from bundle.conventions import to_uint8
 from bundle.evaluation.fields import FocalField, list_fields, read_field
 from bundle.evaluation.scores import FieldRestorer
 from bundle.optics.camera import Camera
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 from bundle.training.metrics import psnr, ssim
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.messages import sentence
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "mop_pathology_restoration"

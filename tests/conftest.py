@@ -44,9 +44,11 @@ def photograph(tmp_path: Path) -> Callable[[str, tuple[int, int]], np.ndarray]:
 
     def photograph(address: str, size: tuple[int, int]) -> np.ndarray:
         picture = tmp_path / "screenshot.png"
-        # The time is the page's own: a machine that is busy otherwise took the picture before the images were there.
+        # The time is the page's own, and a frame waits for all of its parts: a machine that is busy otherwise took the
+        # picture before the images were there.
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--incognito",
-                   "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
+                   "--disable-background-networking", "--run-all-compositor-stages-before-draw",
+                   f"--user-data-dir={tmp_path / 'profile'}",
                    f"--window-size={size[1]},{size[0]}", "--virtual-time-budget=20000", f"--screenshot={picture}",
                    address]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, timeout=120)

@@ -100,6 +100,9 @@ class MemorySink(ImageSink):
     def _put(self, box: Box, pixels: np.ndarray, figures: Sequence[float]) -> None:
         self.pixels[box.row : box.bottom, box.col : box.right] = pixels
 
+    def read(self, row: int, col: int, height: int, width: int) -> np.ndarray:
+        return self.pixels[row : row + height, col : col + width]
+
     def _save(self) -> None:
         pass
 

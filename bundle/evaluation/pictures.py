@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bundle.conventions import to_uint8
 from bundle.evaluation.scores import Stack
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 DETAIL_PX = 192  # side of the lower row, from the middle of the field
 OVERVIEW_PX = 480  # the upper row is made smaller to this

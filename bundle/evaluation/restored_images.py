@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bundle.conventions import from_uint8, to_uint8
 from bundle.slides.reader import open_image
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 if TYPE_CHECKING:
     from bundle.evaluation.scores import Stack

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from bundle.evaluation.scores import METRICS, Figures
 from bundle.evaluation.slide_figures import slides_csv
 from bundle.evaluation.summary import GROUPS, average
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 DIGITS = {"psnr": 2, "ssim": 4, "ssim_uniform": 4, "lpips": 4}
 TITLES = {

@@ -38,7 +38,7 @@ from bundle.preparation.patches import PATCH_PX
 from bundle.preparation.processes import in_processes
 from bundle.preparation.report import report_page
 from bundle.slides.grid import Box
-from bundle.slides.writer import folder_when_done, replace_when_done
+from bundle.slides.whole_files import folder_when_done, replace_when_done
 
 RECIPE = 2  # counted up when the same sources give other results
 FIELD_SIDE_PX = 4096  # larger stacks are cut into fields

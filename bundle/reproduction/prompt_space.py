@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bundle.p_former.network import PFormer
 from bundle.prompts.prompter import Prompter
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 from bundle.training.batches import Source, pairs_of
 
 NAMES = ("P_LP", "P_Res", "P_P", "P_HP")

@@ -11,7 +11,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from bundle.data.datalist import is_dataset
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 EPOCH = 50  # steps between checkpoints
 

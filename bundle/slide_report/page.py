@@ -30,7 +30,7 @@ from bundle.slide_report.pictures import (
 from bundle.slide_report.regions import Region, pick_regions
 from bundle.slide_report.survey import CELL_PX, Readable, Source, Survey
 from bundle.slides.grid import TileGrid
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 from bundle.trust.map import TrustMap
 from bundle.viewing.assets import asset, inline_scripts
 

@@ -6,11 +6,14 @@ Importing wsidicomizer makes pydicom strict for the whole process: import this m
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tifffile
+from PIL.Image import Image
+from PIL.Image import open as open_image
 from pydicom.uid import UID, JPEGBaseline8Bit
 from wsidicom.codec import Encoder
 from wsidicom.geometry import Point, Size, SizeMm
@@ -38,7 +41,7 @@ class LevelData(BaseDicomizerImageData):
         fd: of the file, open for reading.
         tiles: of the level.
         spacing: mm per pixel.
-        encoder: not asked: the tiles are encoded.
+        encoder: what the base class wants; the tiles are encoded already.
     """
 
     transfer_syntax = JPEGBaseline8Bit
@@ -73,8 +76,9 @@ class LevelData(BaseDicomizerImageData):
         index = tile.y * -(-self._tiles.shape[1] // self._tiles.tile_px) + tile.x
         return os.pread(self._fd, self._tiles.counts[index], self._tiles.offsets[index])
 
-    def get_decoded_tile(self, tile_point: Point, z: float, path: str) -> Any:
-        raise NotImplementedError("tiles of a finished pyramid are only passed on.")
+    def get_decoded_tile(self, tile_point: Point, z: float, path: str) -> Image:
+        with open_image(io.BytesIO(self.get_encoded_tile(tile_point, z, path))) as tile:
+            return tile.convert("RGB")
 
 
 class PyramidSource(DicomizerSource):

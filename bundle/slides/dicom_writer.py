@@ -22,7 +22,8 @@ import pydicom
 from pydicom import Dataset, config
 
 from bundle.slides.pyramid import Encoding, Record, write_pyramid
-from bundle.slides.writer import LedgerSink, flush, folder_when_done, refuse_folder
+from bundle.slides.whole_files import folder_when_done, refuse_folder
+from bundle.slides.writer import LedgerSink
 
 MARK = "level_0.dcm"  # every such folder holds it: only a folder with it is ever replaced
 _PYRAMID = "pyramid.tif"
@@ -61,9 +62,6 @@ class DicomSink(LedgerSink):
                               self.encoding, Record(self.path.name), False, folder)  # fmt: skip
             _write_levels(pyramid, folder, self.record)
             pyramid.unlink()
-            for path in (*folder.iterdir(), folder):
-                flush(path)
-        flush(self.path.parent)
 
 
 @contextmanager

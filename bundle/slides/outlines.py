@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 
 class Outline(NamedTuple):

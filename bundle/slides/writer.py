@@ -1,4 +1,4 @@
-"""Results reach the disk whole or not at all: a temporary name, fsync, rename.
+"""Sinks that take the blocks of a result and write it whole or not at all (whole_files.py).
 
 PNG is lossless, JPEG quality 95 without chroma subsampling, TIFF and OME-TIFF pyramids of tiles (pyramid.py), OME-Zarr
 (zarr_writer.py) and DICOM (dicom_writer.py) folders of levels. Finished blocks of those with levels wait in a ledger
@@ -7,15 +7,13 @@ beside them (ledger.py), so that a killed run can go on.
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,87 +23,10 @@ from bundle.slides.jpeg_tiles import JpegTiles
 from bundle.slides.ledger import FIGURES, BlockLedger
 from bundle.slides.pyramid import Encoding, Record, write_pyramid
 from bundle.slides.reader import DICOM_FOLDER, RASTER_SUFFIXES, TIFF_SUFFIXES, ImageReader
+from bundle.slides.whole_files import refuse_existing, replace_when_done
 
 BLOCK_PX = 2048
 ZARR_SUFFIX = ".zarr"
-
-
-@contextmanager
-def replace_when_done(path: Path, overwrite: bool = False, wait_in: Path | None = None) -> Iterator[IO[bytes]]:
-    """A new file that gets its name only when the body ends without an error; else nothing remains of it.
-
-    Args:
-        path: the final name; its folder is made if needed.
-        overwrite: replace a file of that name.
-        wait_in: folder of the same file system for the unfinished file; None takes that of `path`.
-
-    Raises:
-        FileExistsError: `path` exists and `overwrite` is False.
-    """
-    _refuse_existing(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not of the tempfile module: its files are readable by their owner alone, and the name keeps that mode.
-    temporary = (wait_in or path.parent) / f".mop-{secrets.token_hex(8)}.tmp"
-    try:
-        with temporary.open("x+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        _refuse_existing(path, overwrite)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush(path.parent)
-
-
-@contextmanager
-def folder_when_done(path: Path, mark: str, overwrite: bool = False, wait_in: Path | None = None) -> Iterator[Path]:
-    """A new folder that gets its name only when the body ends without an error; else nothing remains of it.
-
-    Args:
-        path: the final name.
-        mark: a file that every such folder holds: only a folder that holds it is ever replaced.
-        overwrite: replace an earlier folder of that name.
-        wait_in: folder of the same file system for the unfinished one; None takes that of `path`.
-
-    Raises:
-        FileExistsError: `path` exists and `overwrite` is False, or it is not a folder of this kind.
-    """
-    refuse_folder(path, mark, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, older = ((wait_in or path.parent) / f".mop-{secrets.token_hex(8)}.tmp" for _ in range(2))
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        if path.exists():
-            path.rename(older)
-        unfinished.rename(path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if older.exists() and not path.exists():
-            older.rename(path)
-        shutil.rmtree(older, ignore_errors=True)
-
-
-def refuse_folder(path: Path, mark: str, overwrite: bool) -> None:
-    """Refuse to replace a folder that is not a result of our own; see `folder_when_done`."""
-    if path.exists() and not (overwrite and (path / mark).is_file()):
-        rule = f"has no {mark}, so it is not replaced" if overwrite else "exists: --overwrite replaces it"
-        raise FileExistsError(f"{path} {rule}.")
-
-
-def flush(path: Path) -> None:
-    """Let a file or a folder reach the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise FileExistsError(f"{path} exists: --overwrite replaces a file.")
 
 
 class ImageSink(ABC):
@@ -152,13 +73,9 @@ class ImageSink(ABC):
             self._counted(block)
         return figures
 
+    @abstractmethod
     def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.uint8]:
-        """Pixels of finished blocks, (height, width, 3), before the file is written.
-
-        Raises:
-            NotImplementedError: this kind of sink lets go of its blocks.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must keep its blocks to be read, it does not.")
+        """Pixels of finished blocks, (height, width, 3), before the file is written."""
 
     def _counted(self, box: Box) -> Box:
         if box.overlap(Box(0, 0, *self.shape)) != box:
@@ -178,7 +95,7 @@ class ImageSink(ABC):
         return None
 
     def _refuse_existing(self) -> None:
-        _refuse_existing(self.path, self.overwrite)
+        refuse_existing(self.path, self.overwrite)
 
     @abstractmethod
     def _save(self) -> None:

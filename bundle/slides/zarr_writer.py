@@ -19,7 +19,8 @@ from zarr.codecs import ZstdCodec
 
 from bundle.slides.grid import Box
 from bundle.slides.pyramid import Record, halved, level_shapes
-from bundle.slides.writer import LedgerSink, flush, folder_when_done, refuse_folder
+from bundle.slides.whole_files import folder_when_done, refuse_folder
+from bundle.slides.writer import LedgerSink
 
 CHUNK_PX, SHARD_PX = 512, 2048
 MARK = "zarr.json"  # every OME-Zarr holds it: only a folder with it is ever replaced
@@ -34,9 +35,6 @@ class ZarrSink(LedgerSink):
     def _save(self) -> None:
         with folder_when_done(self.path, MARK, self.overwrite, self.ledger.folder) as folder:
             self._write(folder)
-            for path in (*folder.rglob("*"), folder):
-                flush(path)
-        flush(self.path.parent)
 
     def _write(self, folder: Path) -> None:
         shapes = level_shapes(self.shape)

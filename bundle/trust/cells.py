@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bundle.slides.grid import Box
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 
 class CellStore:

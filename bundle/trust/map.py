@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bundle.slides.grid import Box
 from bundle.slides.outlines import Outline, geometry_of, patches_of, write_outlines
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 from bundle.trust.gauge import SIGNS, TrustGauge
 
 COLOUR = (213, 94, 0)  # of untrusted regions: vermilion, seen by the colour-blind too

@@ -19,7 +19,7 @@ from PIL import Image as Picture
 
 from bundle.conventions import to_uint8
 from bundle.restoration import TileRestorer
-from bundle.slides.writer import replace_when_done
+from bundle.slides.whole_files import replace_when_done
 
 
 class ReadOperator(Operator):

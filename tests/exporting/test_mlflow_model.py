@@ -163,7 +163,7 @@ def test_the_server_answers_a_picture(address: str) -> None:
         body = json.dumps({"dataframe_records": [{"image": base64.b64encode(content).decode()}],
                            "params": {"seed": 2}})
         request = urllib.request.Request(address, body.encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=300) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read())["predictions"][0]
 
     answer = ask(encoded(FIELD))

@@ -14,7 +14,8 @@ from PIL import Image
 from bundle.slides.grid import TileGrid
 from bundle.slides.pyramid import Record
 from bundle.slides.reader import open_image
-from bundle.slides.writer import open_sink, replace_when_done
+from bundle.slides.whole_files import replace_when_done
+from bundle.slides.writer import open_sink
 
 
 def tissue(height: int, width: int) -> np.ndarray:
