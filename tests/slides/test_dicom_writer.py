@@ -3,6 +3,7 @@
 from datetime import datetime, tzinfo
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import openslide
 import pydicom
@@ -177,3 +178,21 @@ def test_writing_leaves_pydicom_as_lenient_as_it_was(tmp_path: Path) -> None:
     write(tmp_path / "a.dicom")
     after = pydicom.config.settings.reading_validation_mode, pydicom.config.settings.writing_validation_mode
     assert before == after != (pydicom.config.RAISE, pydicom.config.RAISE)
+
+
+def test_a_tile_of_a_level_decodes_to_the_pixels_of_its_place(tmp_path: Path) -> None:
+    """The tile beside the wanted one would come if places were counted by columns."""
+    from wsidicom.codec import Encoder, JpegSettings
+    from wsidicom.geometry import Point, SizeMm
+
+    from bundle.slides.dicom_source import LevelData, Tiles
+
+    tiles = [imagecodecs.jpeg_encode(np.full((16, 16, 3), grey, np.uint8)) for grey in (10, 60, 110, 160, 210, 250)]
+    counts = tuple(len(tile) for tile in tiles)
+    offsets = tuple(int(offset) for offset in np.cumsum((0, *counts[:-1])))
+    (tmp_path / "level").write_bytes(b"".join(tiles))
+    with (tmp_path / "level").open("rb") as file:
+        encoder = Encoder.create_for_settings(JpegSettings())
+        level = LevelData(file.fileno(), Tiles((32, 40), 16, offsets, counts), SizeMm(1, 1), encoder)
+        decoded = np.asarray(level.get_decoded_tile(Point(1, 1), 0, "0"))
+    assert decoded.shape == (16, 16, 3) and np.abs(decoded.astype(int) - 210).max() <= 2
