@@ -83,6 +83,8 @@ def exportable(restorer: TileRestorer, part: str) -> TileRestorer:
         raise ValueError("an exported graph restores every pixel: skip_in_focus must be false, the config says true.")
     restorer = copy.deepcopy(restorer).eval().requires_grad_(False)
     restorer.stop_after = "p_diffusion" if part == "chain" else "p_former"
+    if part == "p_former":
+        del restorer.denoiser  # the file would carry it unused
     for block in restorer.modules():
         if isinstance(block, ExpertFeedForward):
             # Merged kernels need as many groups as the batch has images, and a file's groups are a constant.
