@@ -1,8 +1,9 @@
 """python scripts/organ_tiles.py ../shared/data/tiles tiles
 
 A stand-in for the labelled tiles of table 3, whose images are not published: oral mucosa (1) or breast (0), 16 tiles of
-128 px of each slide in the splits val and test of a folder of sharp fields. Writes `labels.csv` (name, label, slide),
-`sharp/`, and `low/`, the same tiles 2.4 µm above focus as a 40x scanner records them.
+128 px of each slide in a folder of sharp fields. Writes `labels.csv` (name, label, slide, split), `sharp/`, and `low/`:
+the tiles of val and test 2.4 µm above focus as a 40x scanner records them. Those of train, from which restoration
+learned, only teach the classifier.
 """
 
 from __future__ import annotations
@@ -65,23 +66,26 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder of the tiles")
     chosen = parser.parse_args()
     entries = [entry for entry in json.loads((chosen.fields / "index.json").read_text(encoding="utf-8"))
-               if entry["split"] != "train" and entry["organ"] in LABELS]
+               if entry["organ"] in LABELS]
     table = GainTable(OPTICS_40X, reach_um=POSITION_UM + 1.0, grid_px=128)
-    rows: list[tuple[str, int, str]] = []
+    rows: list[tuple[str, int, str, str]] = []
     for number, slide in enumerate(sorted({entry["slide"] for entry in entries})):
         of_slide = [entry for entry in entries if entry["slide"] == slide]
+        split = of_slide[0]["split"]
         tiles = [tile for entry in of_slide for tile in tiles_of(chosen.fields / entry["file"])]
         for place in sorted(np.random.default_rng(number).choice(len(tiles), TILES, replace=False).tolist()):
             generator = torch.Generator().manual_seed(1000 * number + place)
             sharp = from_uint8(torch.from_numpy(tiles[place].pixels.copy()))
-            relief_um = random_relief_um(sharp.shape[1], sharp.shape[2], RELIEF_UM, generator)
             save(sharp, chosen.output / "sharp" / f"{tiles[place].name}.png")
+            rows.append((tiles[place].name, LABELS[of_slide[0]["organ"]], slide, split))
+            if split == "train":
+                continue
+            relief_um = random_relief_um(sharp.shape[1], sharp.shape[2], RELIEF_UM, generator)
             recorded = record(simulate_plane(sharp, POSITION_UM, relief_um, table), Camera(), generator)
             save(recorded, chosen.output / "low" / f"{tiles[place].name}.png")
-            rows.append((tiles[place].name, LABELS[of_slide[0]["organ"]], slide))
     with (chosen.output / "labels.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("name", "label", "slide"), *rows])
-    print(f"{len(rows)} tiles, {sum(label for _, label, _ in rows)} of oral mucosa: {chosen.output / 'labels.csv'}")
+        csv.writer(file).writerows([("name", "label", "slide", "split"), *rows])
+    print(f"{len(rows)} tiles, {sum(row[1] for row in rows)} of oral mucosa: {chosen.output / 'labels.csv'}")
 
 
 if __name__ == "__main__":

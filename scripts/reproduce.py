@@ -178,15 +178,15 @@ def comparison(number: int, names: list[str], budget: Budget, protocol: Protocol
 
 def classification(labels: Path, sharp: Path, given: dict[str, Path], budget: Budget) -> Rows:
     """Table 3."""
-    from bundle.reproduction.classification import Recipe, classify, load_tiles, read_labels
+    from bundle.reproduction.classification import Recipe, asked_about, classify, load_tiles, read_labels
 
     tiles = read_labels(labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    methods = {name: load_tiles(tiles, folder) for name, folder in given.items()}
+    methods = {name: load_tiles(asked_about(tiles), folder) for name, folder in given.items()}
     recipe, folder = Recipe(budget.steps), budget.runs / "table_3"
     scores = classify(tiles, load_tiles(tiles, sharp), methods, recipe, folder, device)
     results: Rows = {name: dict(score._asdict()) for name, score in scores.items()}
-    write_table(budget.runs, 3, results, budget.origin | {"tiles": len(tiles)})
+    write_table(budget.runs, 3, results, budget.origin | {"tiles": len(asked_about(tiles))})
     return results
 
 

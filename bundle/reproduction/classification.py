@@ -1,11 +1,11 @@
 """Table 3: does a restored tile keep what a diagnosis needs? A classifier of sharp tiles, asked about restored ones.
 
-    labels     CSV with a head `name,label` (0 or 1), as the published 3DHistech annotations, and, if known, `slide`
+    labels     CSV with a head `name,label` (0 or 1), as the published 3DHistech annotations; also `slide` and `split`
     tiles      folders of images, `<name>` with or without its suffix; the sharp ones, and those of each method
 
 Five folds, stratified by label, and by slide where slides are known: a tile is classified by the network that was
-trained on the sharp tiles of the other folds, so no tile is asked about that was learned by heart. Scores are of all
-tiles together.
+trained on the sharp tiles of the other folds, so no tile is asked about that was learned by heart. Where the list has a
+`split`, the sharp tiles of `train` teach one network, and all others are asked about. Scores are of these together.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class LabelledTile(NamedTuple):
     name: str
     label: int  # 1: abnormal
     slide: str | None
+    teaches: bool = False  # of the split `train`: never asked about
 
 
 class TileScores(NamedTuple):
@@ -56,7 +57,8 @@ def read_labels(path: str | Path) -> list[LabelledTile]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no head `name,label`, another label than 0 or 1, a name twice, or too few tiles of a label.
+        ValueError: no head `name,label`, another label than 0 or 1, a name twice, too few tiles of a label, or a slide
+            that is learned from and asked about.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,14 +71,24 @@ def read_labels(path: str | Path) -> list[LabelledTile]:
     wrong = [line for line in lines if line["label"] not in ("0", "1")]
     if wrong:
         raise ValueError(f"a label must be 0 or 1, {path} has {wrong[0]['label']} for {wrong[0]['name']}.")
-    tiles = [LabelledTile(line["name"], int(line["label"]), line.get("slide") or None) for line in lines]
+    tiles = [LabelledTile(line["name"], int(line["label"]), line.get("slide") or None, line.get("split") == "train")
+             for line in lines]
     names = [tile.name for tile in tiles]
     if len(set(names)) < len(names):
         raise ValueError(f"a tile may be listed once, {path} has {max(names, key=names.count)} more than once.")
-    fewest = min(sum(tile.label == label for tile in tiles) for label in (0, 1))
+    teaching, asked = [tile for tile in tiles if tile.teaches], asked_about(tiles)
+    fewest = min(sum(tile.label == label for tile in side) for side in (teaching, asked) if side for label in (0, 1))
     if fewest < FOLDS:
-        raise ValueError(f"{FOLDS} folds need {FOLDS} tiles of each label, {path} has {fewest} of one.")
+        raise ValueError(f"a split needs {FOLDS} tiles of each label, {path} has {fewest} of one.")
+    torn = {tile.slide for tile in teaching if tile.slide} & {tile.slide for tile in asked}
+    if torn:
+        raise ValueError(f"a slide must lie in one split, {path} has {min(map(str, torn))} in train and elsewhere.")
     return tiles
+
+
+def asked_about(tiles: Sequence[LabelledTile]) -> list[LabelledTile]:
+    """The tiles that are scored, in the order of the list."""
+    return [tile for tile in tiles if not tile.teaches]
 
 
 def load_tiles(tiles: Sequence[LabelledTile], folder: str | Path) -> Tensor:
@@ -100,12 +112,14 @@ def load_tiles(tiles: Sequence[LabelledTile], folder: str | Path) -> Tensor:
 
 
 def folds_of(tiles: Sequence[LabelledTile], seed: int = 0) -> list[np.ndarray]:
-    """Indices of the tiles that each fold holds out; all tiles of a slide lie in one fold.
+    """Indices of the tiles that each fold holds out; all tiles of a slide lie in one fold; one fold if some teach.
 
     Raises:
         ValueError: slides are known, but fewer than there are folds.
     """
     labels, slides = [tile.label for tile in tiles], [tile.slide for tile in tiles]
+    if any(tile.teaches for tile in tiles):
+        return [np.array([place for place, tile in enumerate(tiles) if not tile.teaches])]
     if None in slides:
         chosen = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(labels, labels)
     else:
@@ -159,15 +173,17 @@ def classify(tiles: Sequence[LabelledTile], sharp: Tensor, methods: Mapping[str,
     Args:
         tiles: the list.
         sharp: their sharp images, (N, 3, H, W) uint8.
-        methods: the same tiles as each method restored them.
+        methods: those of `asked_about` as each method restored them.
         recipe: network and training, of each fold.
         folder: keeps the networks, `fold_<k>.pt`; a killed call goes on behind the last one.
         device: where to run.
         seed: of folds and training.
     """
     labels = torch.tensor([tile.label for tile in tiles])
-    asked = {"sharp": sharp, **methods}
-    probabilities = {name: torch.zeros(len(tiles)) for name in asked}
+    is_asked = np.array([not tile.teaches for tile in tiles])
+    asked = {"sharp": sharp[is_asked], **methods}
+    place = np.cumsum(is_asked) - 1  # of a tile among those that are asked about
+    probabilities = {name: torch.zeros(int(is_asked.sum())) for name in asked}
     made_of = json.dumps([tiles, recipe.steps, recipe.learning_rate, seed])
     key = hashlib.sha256(sharp.numpy().tobytes() + made_of.encode()).hexdigest()[:16]
     for number, held_out in enumerate(folds_of(tiles, seed)):
@@ -178,8 +194,8 @@ def classify(tiles: Sequence[LabelledTile], sharp: Tensor, methods: Mapping[str,
             save_whole(network.state_dict(), path)
         network = load_weights(_built(recipe, seed), path).to(device).eval()
         for name, images in asked.items():
-            probabilities[name][held_out] = _probability(network, images[held_out], device)
-    return {name: tile_scores(labels, values) for name, values in probabilities.items()}
+            probabilities[name][place[held_out]] = _probability(network, images[place[held_out]], device)
+    return {name: tile_scores(labels[is_asked], values) for name, values in probabilities.items()}
 
 
 def tile_scores(labels: Tensor, probabilities: Tensor) -> TileScores:

@@ -55,7 +55,11 @@ def test_the_published_list_and_one_with_slides_are_read(tmp_path: Path) -> None
     ("", "under a head name,label, .* has nothing"),
     ("name,label\na,0\nb,yes\n", "a label must be 0 or 1, .* has yes for b"),
     ("name,label\na,0\na,1\n", "a tile may be listed once, .* has a more than once"),
-    ("name,label\na,0\nb,1\n", "5 folds need 5 tiles of each label, .* has 1 of one"),
+    ("name,label\na,0\nb,1\n", "a split needs 5 tiles of each label, .* has 1 of one"),
+    ("name,label,split\n" + "".join(f"{k},{k % 2},{'train' if k < 12 else 'test'}\n" for k in range(20)),
+     "a split needs 5 tiles of each label, .* has 4 of one"),
+    ("name,label,slide,split\n" + "".join(f"{k},{k % 2},s{k % 23},{'train' if k < 12 else 'val'}\n" for k in range(24)),
+     "a slide must lie in one split, .* has s0 in train and elsewhere"),
 ])
 def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, text: str, message: str) -> None:
     """A label read wrongly is a diagnosis scored wrongly."""
@@ -111,6 +115,19 @@ def test_what_is_lost_in_a_tile_is_seen_in_its_score_and_a_killed_call_goes_on(t
     next(iter(networks)).unlink()
     assert classify(tiles, sharp, {"lost": lost, "same": sharp}, recipe, tmp_path, torch.device("cpu")) == first
     assert sum(path.stat().st_mtime_ns != networks[path] for path in networks) == 1
+
+
+def test_tiles_of_the_split_train_teach_and_are_not_asked_about(tmp_path: Path) -> None:
+    """A method is asked about fields that it never saw; those that it learned from may still teach the classifier."""
+    tiles, sharp = nuclei(30)
+    split = [tile._replace(teaches=place >= 12) for place, tile in enumerate(tiles)]
+    recipe = Recipe(60, lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1)), 0.05)
+    upside_down = sharp[:12].clone()
+    upside_down[0], upside_down[1] = sharp[1], sharp[0]  # an abnormal and a normal tile change places
+    scores = classify(split, sharp, {"same": sharp[:12], "wrong": upside_down}, recipe, tmp_path, torch.device("cpu"))
+    assert len(list(tmp_path.iterdir())) == 1
+    assert scores["sharp"].auc == 1 and scores["same"] == scores["sharp"]
+    assert scores["wrong"].auc <= 31 / 32  # of 4 x 8 pairs at least these two are the wrong way round
 
 
 def test_the_classifier_of_the_table_is_trained_from_its_seed_alone() -> None:

@@ -12,19 +12,20 @@ import torch
 from PIL import Image
 
 from bundle.data.phantom import tissue_phantom
-from bundle.reproduction.classification import load_tiles, read_labels
+from bundle.reproduction.classification import asked_about, load_tiles, read_labels
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_tiles_make_a_list_that_table_3_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sharp and defocused tile of one name must show one place, and no tile may come from training."""
+    """Sharp and defocused tile of one name must show one place, and no tile from training may be asked about."""
     spec = importlib.util.spec_from_file_location("organ_tiles", ROOT / "scripts" / "organ_tiles.py")
     assert spec and spec.loader
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     entries = []
-    for number, (split, organ) in enumerate([("train", "breast"), *[("test", "breast"), ("val", "oral mucosa")] * 3]):
+    slides = [("train", "breast"), ("train", "oral mucosa"), ("test", "breast"), ("val", "oral mucosa")] * 3
+    for number, (split, organ) in enumerate(slides):
         pixels = tissue_phantom(192, 320, torch.Generator().manual_seed(number)) * 255
         Image.fromarray(pixels.byte().permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
         entries.append({"file": f"{number}.png", "split": split, "organ": organ, "slide": f"s{number}"})
@@ -32,8 +33,12 @@ def test_tiles_make_a_list_that_table_3_reads(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(script, "TILES", 2)
     monkeypatch.setattr("sys.argv", ["organ_tiles.py", str(tmp_path), str(tmp_path / "tiles")])
     script.main()
-    listed = read_labels(tmp_path / "tiles" / "labels.csv")
-    assert [tile.label for tile in listed] == [0, 0, 1, 1] * 3 and "s0" not in {tile.slide for tile in listed}
+    every = read_labels(tmp_path / "tiles" / "labels.csv")
+    load_tiles(every, tmp_path / "tiles" / "sharp")
+    listed = asked_about(every)
+    assert len(every) == 24 and sorted(tile.label for tile in listed) == [0] * 6 + [1] * 6
+    assert {tile.slide for tile in listed} == {f"s{number}" for number in range(12) if number % 4 > 1}
+    assert len(list((tmp_path / "tiles" / "low").iterdir())) == 12
     sharp, low = (load_tiles(listed, tmp_path / "tiles" / name).double().numpy() for name in ("sharp", "low"))
     detail = [np.abs(np.diff(tiles, axis=-1)).mean() for tiles in (sharp, low)]
     assert detail[1] < detail[0] / 2
