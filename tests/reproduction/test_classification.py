@@ -127,7 +127,7 @@ def test_tiles_of_the_split_train_teach_and_are_not_asked_about(tmp_path: Path) 
     scores = classify(split, sharp, {"same": sharp[:12], "wrong": upside_down}, recipe, tmp_path, torch.device("cpu"))
     assert len(list(tmp_path.iterdir())) == 1
     assert scores["sharp"].auc == 1 and scores["same"] == scores["sharp"]
-    assert scores["wrong"].auc <= 31 / 32  # of 4 x 8 pairs at least these two are the wrong way round
+    assert scores["wrong"].auc <= 31 / 32  # of 4 x 8 pairs at least one is the wrong way round
 
 
 def test_the_classifier_of_the_table_is_trained_from_its_seed_alone() -> None:
