@@ -1,7 +1,7 @@
 """Time every stage of restoring a slide, and the same with an idle network: what reading and writing alone would take.
 
     python scripts/benchmark_slide.py --tiles FOLDER
-        # 20,000 x 20,000 px: some 16 minutes of a free core
+        # 20,000 x 20,000 px: 15 minutes of a free core
     python scripts/benchmark_slide.py --tiles FOLDER --side 2048 --threads 1  # minutes
 
 Reads   FOLDER, sharp fields with index.json (its split `test`); configs/inference.json; models/model.pt
