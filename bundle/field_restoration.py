@@ -7,6 +7,7 @@ Images of any size go through `slide_restoration`, with the same grid and the sa
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,9 +115,13 @@ def image_records(folder: str | Path) -> list[dict[str, str]]:
 
     Raises:
         FileNotFoundError: no such folder, or no PNG, JPEG or TIFF in it.
+        ValueError: two images whose results would have one name.
     """
     suffixes = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
     found = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in suffixes)
     if not found:
         raise FileNotFoundError(f"a folder of images must hold PNG, JPEG or TIFF files, got none in {folder}.")
+    for one, other in itertools.combinations(found, 2):
+        if one.stem == other.stem:
+            raise ValueError(f"results are named without the suffix, {one.name} and {other.name} would be one: rename.")
     return [{IMAGE: str(path), "path": str(path)} for path in found]

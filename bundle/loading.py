@@ -20,6 +20,7 @@ _PACKAGE = Path(__file__).resolve().parent
 BUNDLE_ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 CONFIG = BUNDLE_ROOT / "configs" / "inference.json"
 WEIGHTS = BUNDLE_ROOT / "models" / "model.pt"
+LONGEST = 400  # characters of another library's message
 
 
 def load_tile_restorer(config: Path = CONFIG, weights: Path = WEIGHTS, device: str = "cpu",
@@ -110,7 +111,8 @@ def load_slide_planner(config: Path = CONFIG) -> SlidePlanner:
 
 
 def _line(error: BaseException) -> str:
-    """The first cause's message on one line of at most 200 characters."""
+    """The first cause's message on one line; of a long one the beginning and the end, where the reason is."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")[:200]
+    line = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"

@@ -16,7 +16,7 @@ from bundle import __version__
 from bundle.conventions import from_uint8, plane_positions_um, to_uint8
 from bundle.optics.camera import Camera, record
 from bundle.optics.focal_stack import GainTable, random_relief_um, simulate_plane
-from bundle.optics.pupil import OPTICS_20X, OPTICS_40X
+from bundle.optics.pupil import standard_optics
 from bundle.slides.reader import ImageReader
 from bundle.slides.whole_files import folder_when_done
 
@@ -29,7 +29,7 @@ class StackPlan(NamedTuple):
 
     planes: int = 13
     spacing_um: float = 0.8
-    mpp: float = 0.25  # picks the objective: NA 0.75 below 0.4 µm per px, else NA 0.4
+    mpp: float = 0.25  # picks the objective: NA 0.75 below 0.36 µm per px, else NA 0.4
     depth_um: float = 2.0  # the relief reaches from minus this to this, µm of stage travel
     seed: int = 0
 
@@ -51,7 +51,7 @@ def simulate_image(reader: ImageReader, plan: StackPlan, folder: Path, overwrite
         raise ValueError(f"a simulated image may have up to {MAX_PIXELS} px, {reader.path.name} has {height * width}.")
     if plan.depth_um < 0:
         raise ValueError(f"depth_um must not be negative, got {plan.depth_um}.")
-    optics = (OPTICS_40X if plan.mpp < 0.4 else OPTICS_20X)._replace(mpp=plan.mpp)
+    optics = standard_optics(plan.mpp)
     positions_um = plane_positions_um(plan.planes, plan.spacing_um)
     reach_um = max(1.0, math.ceil(float(positions_um.abs().max()) + plan.depth_um))
     table = GainTable(optics, reach_um=float(reach_um))

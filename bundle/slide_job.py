@@ -154,7 +154,20 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
             copies = restorer.copied_tiles(reader, plan)  # the sink has read them by now
             marked = sum(any(_touch(tile, place) for place in reader.marked) for tile in copies)
             report = report._replace(unreadable=report.unreadable + marked)
-        return report._replace(kept=told() if told else "")
+        report = report._replace(kept=told() if told else "")
+        if wishes.reports(job.image):
+            from bundle.slide_report.page import complete_report
+
+            complete_report(_report_file(result), _known_at_last(report))
+        return report
+
+
+def _known_at_last(report: SlideReport) -> list[str]:
+    """Sentences of the page that need the finished result."""
+    said = [f"{report.kept[0].upper()}{report.kept[1:]}."] if report.kept else []
+    if report.unreadable:
+        said.append(f"{report.unreadable} tiles hold parts that cannot be decoded: these parts are grey, no tissue.")
+    return said
 
 
 def _trust_keeping(restorer: SlideRestorer, reader: ImageReader, mpp: float | None, wishes: Wishes, sink: ImageSink
@@ -187,7 +200,11 @@ def _is_scanners(image: Path) -> bool:
 
 
 def _report_file(result: Path) -> Path:
-    return result.parent / f"{result.name.removesuffix(result.suffix).removesuffix('.ome')}_report.html"
+    return result.parent / f"{_stem(result)}_report.html"
+
+
+def _stem(result: Path) -> str:
+    return result.name.removesuffix(result.suffix).removesuffix(".ome")
 
 
 def foretell(engine: Engine, job: Job, wishes: Wishes) -> list[str]:
@@ -235,7 +252,7 @@ def _plan_or_picture(engine: Engine, reader: ImageReader, wishes: Wishes, result
     except NoTissueError as error:
         from PIL import Image
 
-        picture = result.with_name(f"{result.name.partition('.')[0]}_no_tissue.png")
+        picture = result.with_name(f"{_stem(result)}_no_tissue.png")
         small = reader.read_scaled(Box(0, 0, *reader.shape), max(1.0, max(reader.shape) / PICTURE_PX))
         with replace_when_done(picture, overwrite=True) as file:
             Image.fromarray(small).save(file, "PNG")
@@ -309,6 +326,7 @@ def _settings(engine: Engine, reader: ImageReader, wishes: Wishes) -> dict[str, 
         "seed": network.seed,
         "skip_in_focus": network.skip_in_focus,
         "plane": wishes.plane,
+        "mpp": wishes.mpp or reader.mpp,
         "tile_px": restorer.tile_px,
         "overlap_px": restorer.overlap_px,
         "batch": "any" if restorer.device.type == "cpu" else restorer.batch,

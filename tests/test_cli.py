@@ -260,10 +260,12 @@ def test_a_wrong_command_line_fails_at_once(
 
 def test_help_shows_an_example_of_every_command(capsys) -> None:
     """The first thing a newcomer types."""
-    for arguments in ([], ["--help"], ["restore", "--help"], ["focus", "-h"], ["simulate", "a.png", "--help"]):
+    from bundle.cli import COMMANDS
+
+    commands = [[name, "--help"] for name in COMMANDS]
+    for arguments in ([], ["--help"], ["focus", "-h"], ["simulate", "a.png", "--help"], *commands):
         assert main(arguments) == 0
-        out = capsys.readouterr().out
-        assert "Example" in out and "    mop " in out and "--output" in out
+        assert re.search(r"Examples?:?\n    mop ", capsys.readouterr().out), arguments
     assert main(["--version"]) == 0
 
 
@@ -639,3 +641,16 @@ def test_help_comes_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     for heavy in ("torch", "monai", "numpy", "matplotlib", "tifffile", "PIL"):
         assert f"'{heavy}'" not in done.stdout
+
+
+def test_missing_foundation_weights_end_in_a_sentence_that_says_so(tmp_path: Path, capsys) -> None:
+    """The paper's encoder is gated: everybody meets this first, and must read what is missing, not half a licence."""
+    save(tmp_path / "a.png")
+    configs = Path(__file__).resolve().parents[1] / "configs"
+    merged = json.loads((configs / "inference.json").read_text()) | json.loads((configs / "paper.json").read_text())
+    (tmp_path / "paper.json").write_text(json.dumps(merged))
+    command = ["restore", str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--mpp", "0.25"]
+    assert main([*command, "--config", str(tmp_path / "paper.json")]) == 1
+    told = sentences(capsys.readouterr().err)
+    assert len(told) == 1 and ("no weights were given" in told[0] or "timm" in told[0]), told
+    assert not (tmp_path / "out").exists()

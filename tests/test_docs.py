@@ -45,9 +45,9 @@ def tree_entries() -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_make_command_of_a_page_is_a_target(page: Path) -> None:
     """The first command that a newcomer types must not end in "No rule to make target"."""
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     text = code_blocks(page) + "\n" + "\n".join(re.findall(r"`(make [^`]*)`", page.read_text(encoding="utf-8")))
-    assert set(re.findall(r"^make ([a-z]+)", text, flags=re.MULTILINE)) <= targets
+    assert set(re.findall(r"^make ([a-z-]+)", text, flags=re.MULTILINE)) <= targets
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -72,11 +72,13 @@ def test_every_entry_of_the_readme_s_tree_exists() -> None:
     assert not [entry for entry in entries if not (ROOT / entry).exists()]
 
 
-def test_every_room_of_the_package_stands_in_the_readme_s_tree() -> None:
+def test_every_room_script_page_and_config_stands_in_the_readme_s_tree() -> None:
     """A new folder that the map leaves out is not found by those who need it."""
     entries = set(tree_entries())
     rooms = {f"bundle/{path.name}/" for path in (ROOT / "bundle").iterdir() if (path / "__init__.py").is_file()}
     rooms |= {f"bundle/{path.name}" for path in (ROOT / "bundle").glob("*.py") if path.name != "__init__.py"}
+    folders = (("scripts", "*.py"), ("docs", "*.*"), ("configs", "*.*"))
+    rooms |= {f"{name}/{path.name}" for name, files in folders for path in (ROOT / name).glob(files)}
     assert rooms <= entries, rooms - entries
 
 

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from bundle.messages import sentence
 from bundle.slide_job import Engine, Wishes, foretell, restore_image
 from bundle.slide_plan import NoTissueError, SlidePlanner
+from bundle.slide_report.page import PENDING
 from bundle.slide_restoration import SlideReport, SlideRestorer
-from bundle.slides.damage import MARK
+from bundle.slides.damage import MARK, MarkingReader
 from bundle.slides.files import Job
 from bundle.slides.ledger import BlockLedger
 from bundle.slides.reader import ImageError, open_image
@@ -99,7 +101,7 @@ def test_a_tile_that_cannot_be_decoded_is_grey_and_the_rest_of_the_slide_is_rest
     """One bad byte in a night's slide: the pathologist needs the rest, and must see what is missing."""
     result = tmp_path / "out" / "a.tif"
     # Segment 7 lies in tissue, 5 in glass at the right edge: one meets the network, the other only the writer.
-    report = run(engine, damaged(tmp_path / "a.tif", 7, 5), result)
+    report = run(engine, damaged(tmp_path / "a.tif", 7, 5), result, report=True)
     with open_image(result) as reader:
         pixels = reader.read(0, 0, *SHAPE)
     assert (pixels[128:256, 128:256] == MARK).all() and (pixels[:128, 640:] == MARK).all()
@@ -108,6 +110,9 @@ def test_a_tile_that_cannot_be_decoded_is_grey_and_the_rest_of_the_slide_is_rest
     assert np.abs(pixels[256 + 64 :, :400] - whole[64:] * 0.75).max() <= 0.51
     # Tiles of 64 px, 48 px apart: those that touch rows and columns 128..255, and rows 0..127 with columns 640..719.
     assert report.unreadable == 4 * 4 + 3 * 2
+    # Who reads the report alone must not take a grey hole for tissue.
+    page = (tmp_path / "out" / "a_report.html").read_text(encoding="utf-8")
+    assert "22 tiles hold parts that cannot be decoded" in page and PENDING not in page
 
 
 def test_what_is_grey_does_not_depend_on_a_stop_in_between(engine: Engine, tmp_path: Path, monkeypatch) -> None:
@@ -210,6 +215,9 @@ def test_a_slide_without_tissue_is_refused_and_its_picture_lies_beside(engine: E
     tifffile.imwrite(source, np.full((200, 340, 3), GLASS, np.uint8), photometric="rgb")
     with pytest.raises(NoTissueError, match=r"none was found in a\.tif: look at .*b_no_tissue\.png"):
         run(engine, source, result, mode="adaptive")
+    # Another slide of the case: its name differs behind a dot.
+    with pytest.raises(NoTissueError, match=r"look at .*c\.2_no_tissue\.png"):
+        run(engine, source, tmp_path / "other" / "c.2.ome.tif", mode="adaptive")
     assert left_in(result.parent) == ["b_no_tissue.png"]
     with open_image(result.parent / "b_no_tissue.png") as picture:
         assert picture.shape == (200, 340) and (picture.read(0, 0, 200, 340) == GLASS).all()
@@ -225,3 +233,26 @@ def test_a_slide_that_was_cut_short_is_refused(engine: Engine, tmp_path: Path) -
     with pytest.raises(ImageError, match=r"a\.tif is truncated"):
         run(engine, source, tmp_path / "out" / "a.tif")
     assert left_in(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("mode", ["coarse", "full"])
+def test_damage_in_a_smaller_level_hides_no_tissue(engine: Engine, tmp_path: Path, mode: str) -> None:
+    """Tissue is looked for in a small level: grey there would pass for glass, and stay as blurred as it was."""
+    source = tmp_path / "a.tif"
+    small = np.asarray(Image.fromarray(tissue()).reduce(4))
+    with tifffile.TiffWriter(source) as tiff:
+        options = {"tile": (SIDE, SIDE), "compression": "jpeg", "photometric": "rgb"}
+        tiff.write(tissue(), subifds=1, **options)
+        tiff.write(small, subfiletype=1, **options)
+    with tifffile.TiffFile(source) as tiff:
+        place = tiff.series[0].levels[1].pages[0].dataoffsets[0], tiff.series[0].levels[1].pages[0].databytecounts[0]
+    with open_image(source) as whole, MarkingReader(whole) as reader:
+        expected = reader.read(0, 0, 64, 96, level=1)
+        undamaged = foretell(engine, Job(source, [tmp_path / "b.tif"]), Wishes(mode=mode, mpp=0.25))[0]
+    with source.open("r+b") as file:
+        file.seek(place[0])
+        file.write(b"\0" * place[1])
+    with open_image(source) as whole, MarkingReader(whole) as reader:
+        seen = reader.read(0, 0, 64, 96, level=1)
+        assert np.abs(seen.astype(int) - expected).mean() < 4 and not reader.marked
+    assert foretell(engine, Job(source, [tmp_path / "b.tif"]), Wishes(mode=mode, mpp=0.25))[0] == undamaged

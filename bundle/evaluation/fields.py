@@ -25,7 +25,7 @@ from bundle.data.fields import INDEX, field_records
 from bundle.evaluation.recorded import RecordedField, list_recorded
 from bundle.optics.camera import Camera, record
 from bundle.optics.focal_stack import GainTable, random_relief_um, simulate_plane
-from bundle.optics.pupil import OPTICS_20X, OPTICS_40X, Optics
+from bundle.optics.pupil import Optics, standard_optics
 from bundle.slides.grid import centred
 from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES, open_image
 
@@ -111,9 +111,7 @@ class FocalField:
             seed: of the whole evaluation.
         """
         self.field, self.sharp, self.camera, self.seed = field, sharp, camera, seed
-        # The standard objective nearest to the field's scale: NA 0.75 at 40x, 0.4 at 20x
-        objective = OPTICS_40X if field.mpp < 0.35 else OPTICS_20X
-        self.table = _gain_table(objective._replace(mpp=field.mpp))
+        self.table = _gain_table(standard_optics(field.mpp))
         height, width = sharp.shape[-2:]
         self.relief_um = random_relief_um(height, width, relief_um, self._generator("relief")).to(sharp.device)
 

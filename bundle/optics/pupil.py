@@ -43,6 +43,12 @@ class Optics(NamedTuple):
 # The two standard pairs of aperture and sampling: 40x and 20x.
 OPTICS_40X = Optics()
 OPTICS_20X = Optics(na=0.4, mpp=0.5)
+COARSE_MPP = 0.36  # µm/px from which on an image counts as 20x
+
+
+def standard_optics(mpp: float) -> Optics:
+    """The standard objective of an image of `mpp` µm per pixel, at that pixel size."""
+    return (OPTICS_40X if mpp < COARSE_MPP else OPTICS_20X)._replace(mpp=mpp)
 
 
 def check_optics(optics: Optics) -> None:

@@ -17,11 +17,10 @@ from torch.nn import functional
 from bundle.optics.camera import Camera, record
 from bundle.optics.contrast import contrast_value
 from bundle.optics.focal_stack import GainTable, defocus, random_relief_um, to_linear, to_srgb
-from bundle.optics.pupil import OPTICS_20X, OPTICS_40X, Optics
+from bundle.optics.pupil import COARSE_MPP, OPTICS_20X, OPTICS_40X, Optics
 
 Range = Sequence[float]  # (lowest, highest)
 
-COARSE_MPP = 0.36  # µm/px from which on a field counts as 20x
 
 
 class SimulatedPatches(NamedTuple):

@@ -20,6 +20,7 @@ All planes, the target and the depth map of a field have one size. Records stand
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import math
 import re
@@ -157,7 +158,12 @@ def plan_fields(stacks: list[StackSource], plan: Plan) -> tuple[list[FieldJob], 
             settings = {"recipe": RECIPE, "patch_px": PATCH_PX, "mpp": mpp, "spacing_um": spacing_um, "box": list(box)}
             job = FieldJob(source, box, name, patient, mpp, spacing_um, plan.dataset / FIELDS / name, {})
             jobs.append(job._replace(ledger={"settings": settings, "sources": _fingerprints(source)}))
-    return sorted(jobs, key=lambda job: natural_order(job.name)), failures
+    jobs.sort(key=lambda job: natural_order(job.name))
+    for one, other in itertools.pairwise(jobs):
+        if one.name == other.name:
+            raise ValueError(f"fields need names of their own, {one.source.name!r} and {other.source.name!r} would "
+                             f"both become {one.name}: rename one.")
+    return jobs, failures
 
 
 def prepare_one(job: FieldJob) -> FieldFacts:

@@ -6,13 +6,13 @@ It works from a folder, a mail or a server alike: pictures, scripts and figures 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from bundle.report import FOCUS_COLOURS, inline_png
 from bundle.slide_plan import Kind, SlidePlan
@@ -45,6 +45,10 @@ MEANINGS = {
     Kind.STRONG: "P-former and P-diffusion",
     Kind.HOPELESS: "P-former: too far for more",
 }
+
+
+# Stands in a page until the result has its name: some facts are known then alone.
+PENDING = "The result was not complete when this page was written."
 
 
 class Account(NamedTuple):
@@ -106,6 +110,7 @@ def report_page(source: Source, made: Readable, grid: TileGrid, plan: SlidePlan,
     # Markup of this package's own scripts and style; all that comes from files goes through the escaping.
     return Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         account=account,
+        pending=PENDING,
         facts=facts,
         kinds=kinds,
         before=inline_jpeg(seen.before),
@@ -128,6 +133,12 @@ def write_report(path: Path, page: str, overwrite: bool) -> None:
     """Write a page, whole or not at all."""
     with replace_when_done(path, overwrite) as file:
         file.write(page.encode())
+
+
+def complete_report(path: Path, said: Sequence[str]) -> None:
+    """Let a page of `write_report` say what was known only once the result was written."""
+    page = path.read_text(encoding="utf-8").replace(PENDING, str(escape(" ".join(said))), 1)
+    write_report(path, page, overwrite=True)
 
 
 def _under_the_curtain(region: Region, source: Readable, made: Readable) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """Slides with tiles that nobody can decode: the rest is read, the damaged place is grey and remembered.
 
 A rectangle that cannot be decoded is read in halves, and these in halves, down to cells of `CELL_PX` on a raster of the
-level. So what is grey depends on the rectangle alone, not on what was read before.
+level. So what is grey depends on the rectangle alone, not on what was read before. For damaged cells of a smaller level
+the next finer one stands in.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from bundle.slides.grid import Box
 from bundle.slides.reader import ImageError, ImageReader, SlideFacts
@@ -58,10 +61,25 @@ class MarkingReader(ImageReader):
             except ImageError:
                 halves = _halves(part)
                 parts += halves
-                if not halves:
+                if not halves and level == 0:
                     pixels[target] = MARK
-                    self.marked |= {part} if level == 0 else set()
+                    self.marked.add(part)
+                elif not halves:
+                    pixels[target] = self._from_finer(part, level)
         return pixels
+
+    def _from_finer(self, part: Box, level: int) -> NDArray[np.uint8]:
+        """A rectangle of a level out of the next finer one: grey would not count as tissue in a plan."""
+        zoom = self.levels[level].downsample / self.levels[level - 1].downsample
+        finer = self.levels[level - 1]
+        # The exact window in the finer level's pixels; Pillow weighs the pixels that it cuts.
+        top, left = min(part.row * zoom, finer.height - 1), min(part.col * zoom, finer.width - 1)
+        bottom, right = min(part.bottom * zoom, finer.height), min(part.right * zoom, finer.width)
+        row, col = math.floor(top), math.floor(left)
+        pixels = self._read(Box(row, col, math.ceil(bottom) - row, math.ceil(right) - col), level - 1)
+        window = (left - col, top - row, right - col, bottom - row)
+        small = Image.fromarray(pixels).resize((part.width, part.height), Image.Resampling.BOX, window)
+        return np.asarray(small)
 
     def close(self) -> None:
         self._source.close()

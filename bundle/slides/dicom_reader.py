@@ -19,9 +19,17 @@ from wsidicom import WsiDicom
 from wsidicom.errors import WsiDicomError, WsiDicomFileError, WsiDicomNotFoundError
 
 from bundle.slides.grid import Box
-from bundle.slides.reader import WHITE, ImageError, ImageReader, Level, SlideFacts, reason_of, refuse_plane
+from bundle.slides.reader import (
+    PLAUSIBLE_MPP,
+    WHITE,
+    ImageError,
+    ImageReader,
+    Level,
+    SlideFacts,
+    reason_of,
+    refuse_plane,
+)
 
-_PLAUSIBLE_MPP = (0.01, 20.0)
 # What wsidicom and pydicom make of damaged files: found by cutting files at many places.
 _DAMAGE = (WsiDicomError, WsiDicomFileError, WsiDicomNotFoundError, InvalidDicomError, OSError, EOFError, ValueError,
            RuntimeError, LookupError, TypeError, AttributeError, struct.error)  # fmt: skip
@@ -55,7 +63,7 @@ class DicomReader(ImageReader):
             self._z = planes[plane or 0]
             shape = (base.size.height, base.size.width)
             facts = SlideFacts(
-                mpp[0] if _PLAUSIBLE_MPP[0] <= mpp[0] <= _PLAUSIBLE_MPP[1] else None,
+                mpp[0] if PLAUSIBLE_MPP[0] <= mpp[0] <= PLAUSIBLE_MPP[1] else None,
                 profiles[0] if profiles else None,
                 tuple(Level(held.size.height, held.size.width, shape[1] / held.size.width) for held in pyramid.levels),
                 _colour_of(base.default_instance.image_data.blank_color),

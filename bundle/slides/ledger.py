@@ -122,12 +122,7 @@ class BlockLedger:
         Raises:
             ValueError: another process holds it.
         """
-        self._lock = os.open(self.folder / _JOB, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.release()
-            raise ValueError(f"{self.folder} is being written by another process: wait for it or stop it.") from error
+        self._lock = _locked(self.folder)
         for unfinished in self.folder.glob(".mop-*.tmp"):  # files of a killed run
             if unfinished.is_dir():
                 shutil.rmtree(unfinished)
@@ -145,6 +140,33 @@ class BlockLedger:
         # Without its job the folder is no work to go on from, even if the removal is interrupted.
         (self.folder / _JOB).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Remove the work of another job.
+
+    Raises:
+        ValueError: a process is still at it.
+    """
+    lock = _locked(folder)
+    try:
+        (folder / _JOB).unlink()
+        shutil.rmtree(folder)
+    finally:
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the folder's lock until it is closed."""
+    lock = os.open(folder / _JOB, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (folder / _JOB).exists() or not os.path.samestat(os.fstat(lock), (folder / _JOB).stat()):
+            raise BlockingIOError("the work was replaced meanwhile")
+    except OSError as error:
+        os.close(lock)
+        raise ValueError(f"{folder} is being written by another process: wait for it or stop it.") from error
+    return lock
 
 
 def free_bytes(folder: Path) -> int:

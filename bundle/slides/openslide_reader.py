@@ -14,9 +14,7 @@ import openslide
 from numpy.typing import NDArray
 
 from bundle.slides.grid import Box
-from bundle.slides.reader import WHITE, ImageError, ImageReader, Level, SlideFacts, reason_of
-
-PLAUSIBLE_MPP = (0.01, 20.0)  # beyond these a resolution is a printer's or a scanner's mistake
+from bundle.slides.reader import PLAUSIBLE_MPP, WHITE, ImageError, ImageReader, Level, SlideFacts, reason_of
 
 
 class OpenSlideReader(ImageReader):

@@ -141,7 +141,7 @@ def _tags(record: Record, shape: tuple[int, int], full: tuple[int, int], encodin
 
 def _description(record: Record, ome: bool) -> dict[str, Any]:
     if not ome:
-        return {"metadata": None}
+        return {"metadata": None, "description": told(record.notes)}
     metadata: dict[str, Any] = {"axes": "YXS", "Name": record.name, "Channel": {"Name": "RGB"}}
     # Named after its content, not after the clock: the same run gives the same file.
     digest = sha256(repr((record.name, sorted(record.notes.items()))).encode()).digest()
@@ -152,6 +152,12 @@ def _description(record: Record, ome: bool) -> dict[str, Any]:
     if record.notes:
         metadata["MapAnnotation"] = {"Namespace": "mop/provenance", **record.notes}
     return {"metadata": metadata}
+
+
+def told(notes: Mapping[str, str]) -> str:
+    """The provenance as text, for formats that have a comment alone; ASCII, as TIFF and JPEG want it."""
+    text = "; ".join(f"{name}: {value}" for name, value in notes.items())
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 class _FreshTiles:

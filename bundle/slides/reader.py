@@ -38,6 +38,7 @@ DICOM_SUFFIXES = (".dcm",)
 DICOM_FOLDER = ".dicom"  # of a folder with the files of one series, as results are written
 IMAGE_SUFFIXES = RASTER_SUFFIXES + TIFF_SUFFIXES + SCANNER_SUFFIXES + DICOM_SUFFIXES
 WHITE = (255, 255, 255)
+PLAUSIBLE_MPP = (0.01, 20.0)  # beyond these a resolution is a printer's or a scanner's mistake
 _PIXELS_AT_ONCE = 2**24  # read for a scaled region: 48 MiB
 
 
@@ -201,15 +202,18 @@ def open_image(path: str | Path, plane: int | None = None) -> ImageReader:
         raise ImageError(f"an image must be {', '.join(IMAGE_SUFFIXES)}, got {path.name}.")
     if path.stat().st_size == 0:
         raise ImageError(f"{path.name} is empty (0 bytes).")
-    if suffix in DICOM_SUFFIXES:
-        from bundle.slides.dicom_reader import DicomReader
+    try:
+        if suffix in DICOM_SUFFIXES:
+            from bundle.slides.dicom_reader import DicomReader
 
-        return DicomReader(path, plane)
-    if suffix in SCANNER_SUFFIXES or (suffix in TIFF_SUFFIXES and _scanner_of(path)):
-        from bundle.slides.openslide_reader import OpenSlideReader
+            return DicomReader(path, plane)
+        if suffix in SCANNER_SUFFIXES or (suffix in TIFF_SUFFIXES and _scanner_of(path)):
+            from bundle.slides.openslide_reader import OpenSlideReader
 
-        refuse_plane(path, plane)
-        return OpenSlideReader(path)
+            refuse_plane(path, plane)
+            return OpenSlideReader(path)
+    except ModuleNotFoundError as error:
+        raise ImageError(f"{path.name} needs the package {error.name}, which is not installed here.") from error
     if suffix in TIFF_SUFFIXES:
         from bundle.slides.tiff_reader import TiffReader
 

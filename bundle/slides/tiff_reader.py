@@ -21,14 +21,22 @@ import tifffile
 from numpy.typing import NDArray
 
 from bundle.slides.grid import Box
-from bundle.slides.reader import MAX_PIXELS, ImageError, ImageReader, Level, SlideFacts, reason_of, refuse_plane
+from bundle.slides.reader import (
+    MAX_PIXELS,
+    PLAUSIBLE_MPP,
+    ImageError,
+    ImageReader,
+    Level,
+    SlideFacts,
+    reason_of,
+    refuse_plane,
+)
 
 CACHE_BYTES = 128 * 2**20  # decoded segments kept: a row of strips or tiles of a wide image is read once, not per block
 _RGB, _YCBCR, _JPEG = 2, 6, 7
 _UM_PER_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "\\u00B5m": 1.0, "nm": 1e-3, "mm": 1e3,
                 "cm": 1e4, "m": 1e6}  # fmt: skip
 # Beyond these a resolution is a printer's (72 dpi is 353 µm), not a microscope's.
-_PLAUSIBLE_MPP = (0.01, 20.0)
 
 
 class _Plane:
@@ -153,10 +161,12 @@ def _pages_of(
     Raises:
         ImageError: several images, time points or channels, or several planes and none chosen.
     """
-    # The label and the macro image carry names of patients: they are no candidates.
-    series = [one for one in tiff.series if not re.search(r"label|macro|overview|thumbnail", one.name, re.IGNORECASE)]
-    if not series:
+    if not tiff.series:
         raise ImageError(f"{path.name} is truncated or damaged: it holds no image.")
+    # The label and the macro image beside a slide carry names of patients: they are no candidates. The name of an only
+    # image is often its file's: macrophages.ome.tiff is one.
+    beside = re.compile(r"\b(label|macro|overview|thumbnail)\b", re.IGNORECASE)
+    series = [one for one in tiff.series if len(tiff.series) == 1 or not beside.search(one.name)]
     if len(series) != 1:
         kinds = ", ".join(f"{one.shape} {one.dtype}" for one in series[:3])
         rule = "a TIFF must hold a single RGB plane, or planes of one size and depth"
@@ -237,7 +247,7 @@ def read_mpp(tiff: tifffile.TiffFile, page: tifffile.TiffPage, path: Path) -> fl
     """
     sides = _ome_sides(tiff.ome_metadata) if tiff.is_ome else None
     sides = sides or _tag_sides(tiff, page)
-    if sides is None or not all(_PLAUSIBLE_MPP[0] <= side <= _PLAUSIBLE_MPP[1] for side in sides):
+    if sides is None or not all(PLAUSIBLE_MPP[0] <= side <= PLAUSIBLE_MPP[1] for side in sides):
         return None
     if abs(sides[0] - sides[1]) > 0.01 * max(sides):
         raise ImageError(f"pixels must be square, {path.name} has {sides[1]:.4g} x {sides[0]:.4g} µm.")

@@ -8,7 +8,6 @@ beside them (ledger.py), so that a killed run can go on.
 from __future__ import annotations
 
 import secrets
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from numpy.typing import NDArray
 
 from bundle.slides.grid import Box
 from bundle.slides.jpeg_tiles import JpegTiles
-from bundle.slides.ledger import FIGURES, BlockLedger
-from bundle.slides.pyramid import Encoding, Record, write_pyramid
+from bundle.slides.ledger import FIGURES, BlockLedger, drop_unfinished
+from bundle.slides.pyramid import Encoding, Record, told, write_pyramid
 from bundle.slides.reader import DICOM_FOLDER, RASTER_SUFFIXES, TIFF_SUFFIXES, ImageReader
 from bundle.slides.whole_files import refuse_existing, replace_when_done
 
@@ -122,7 +121,11 @@ class ImageSink(ABC):
     def _finish(self) -> None:
         if self._missing:
             raise ValueError(f"every pixel of {self.path.name} must be written once, {self._missing} are left.")
+        self._refuse_lost()
         self._save()
+
+    def _refuse_lost(self) -> None:  # noqa: B027 - what is kept in memory is not lost
+        pass
 
 
 class RasterSink(ImageSink):
@@ -140,14 +143,18 @@ class RasterSink(ImageSink):
 
     def _save(self) -> None:
         from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
 
         image = Image.fromarray(self._pixels)
         profile: dict[str, Any] = {"icc_profile": self.record.icc_profile} if self.record.icc_profile else {}
+        notes = told(self.record.notes)
         with replace_when_done(self.path, self.overwrite) as file:
             if self.path.suffix.lower() == ".png":
-                image.save(file, "PNG", **profile)
+                texts = PngInfo()
+                texts.add_text("Description", notes)
+                image.save(file, "PNG", pnginfo=texts if notes else None, **profile)
             else:
-                image.save(file, "JPEG", quality=95, subsampling=0, **profile)
+                image.save(file, "JPEG", quality=95, subsampling=0, comment=notes, **profile)
 
     def _release(self, failed: bool) -> None:
         self._pixels = np.zeros((0, 0, 3), np.uint8)
@@ -173,7 +180,7 @@ class LedgerSink(ImageSink):
         except ValueError:
             if not overwrite:
                 raise
-            shutil.rmtree(folder)
+            drop_unfinished(folder)
             self.ledger = BlockLedger(folder, shape, block_px, job or {})
         self.ledger.lock()
         self._copied: dict[tuple[int, int], ImageReader] = {}
@@ -196,6 +203,14 @@ class LedgerSink(ImageSink):
                 source = self._copied.get((top, left))
                 pixels[part.within(box)] = self.ledger.read(part) if source is None else source.read(*part)
         return pixels
+
+    def _refuse_lost(self) -> None:
+        """A block that vanished from the disk would be read back black."""
+        for row in range(0, self.shape[0], self.block_px):
+            for col in range(0, self.shape[1], self.block_px):
+                block = Box(row, col, self.block_px, self.block_px).overlap(Box(0, 0, *self.shape))
+                if (row, col) not in self._copied and not self.ledger.has(block):
+                    raise ValueError(f"{self.ledger.folder} lacks a finished block: it was removed while this ran.")
 
     def _release(self, failed: bool) -> None:
         self._copied.clear()

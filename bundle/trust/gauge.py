@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from bundle.optics.camera import smoothed
 from bundle.optics.focal_stack import GainTable, defocus, to_linear, to_srgb
-from bundle.optics.pupil import OPTICS_20X, OPTICS_40X
+from bundle.optics.pupil import standard_optics
 
 if TYPE_CHECKING:
     from bundle.restoration import Restoration
@@ -53,7 +53,7 @@ class Weights(NamedTuple):
 # Of the weights of models/model.pt, by `python scripts/measure_trust.py DATA --split val --crop-px 512 --fit`.
 ONE_SAMPLE = Weights(2.6, 0.0, 7.5)
 MANY_SAMPLES = Weights(1.3, 1.2, 0.0)
-LIMIT = 15.0  # doubt above which a place is untrusted, grey levels of 255: a tenth of such planes' cells
+LIMIT = 15.0  # doubt above which a place is untrusted, grey levels of 255; docs/slides.md says how many cells are
 
 
 class Judgement(NamedTuple):
@@ -82,7 +82,6 @@ class TrustGauge:
         if samples < 1 or limit <= 0:
             raise ValueError(f"samples and limit must be positive, got {samples} and {limit}.")
         self.samples, self.fallback, self.limit = samples, fallback, limit
-        self.weights = ONE_SAMPLE if samples == 1 else MANY_SAMPLES
         self.table = _table(mpp)
 
     def judge(self, image: Tensor, restoration: Restoration) -> Judgement:
@@ -107,8 +106,13 @@ class TrustGauge:
         return Judgement(restored, torch.cat([signs, share], 1))
 
     def doubt(self, signs: Tensor) -> Tensor:
-        """Expected error, (B, H, W) in grey levels of 255, of signs (B, 3, H, W)."""
-        return 255 * torch.einsum("bchw,c->bhw", signs, torch.tensor(self.weights, device=signs.device))
+        """Expected error, (B, H, W) in grey levels of 255, of signs (B, 3, H, W).
+
+        Where P-diffusion did not run there is no spread, and the weights are those of a single sample.
+        """
+        one, many = (torch.einsum("bchw,c->bhw", signs, torch.tensor(weights, device=signs.device))
+                     for weights in (ONE_SAMPLE, MANY_SAMPLES))
+        return 255 * torch.where(signs[:, SIGNS.index("spread")] > 0, many, one)
 
     def _reblur(self, image: Tensor, restored: Tensor, focus_map_um: Tensor) -> Tensor:
         """One tile: (3, H, W), (3, H, W), (1, H, W) µm -> (1, 1, H, W)."""
@@ -126,7 +130,7 @@ class TrustGauge:
 @functools.lru_cache(maxsize=4)
 def _table(mpp: float) -> GainTable:
     """Gains of the standard objective nearest to the scale; it takes a second, and slides of a night share it."""
-    optics = (OPTICS_40X if mpp < 0.35 else OPTICS_20X)._replace(mpp=mpp)
+    optics = standard_optics(mpp)
     # Coarser than a simulation's table: the distance itself is known to half a µm at best.
     return GainTable(optics, reach_um=6.0, grid_px=128, layer_um=0.4)
 

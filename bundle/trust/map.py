@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tifffile
+import torch
 from numpy.typing import NDArray
 
 from bundle.slides.grid import Box
@@ -73,8 +74,9 @@ class TrustMap(NamedTuple):
 def trust_map(gauge: TrustGauge, cells: NDArray[np.float32], cell_px: int, shape: tuple[int, int]) -> TrustMap:
     """The map of cells (4, rows, columns) in the order of `gauge.LAYERS`."""
     signs = 255 * cells[:3]
-    doubt = np.tensordot(np.asarray(gauge.weights, np.float32), signs, 1).astype(np.float32)
-    return TrustMap(signs, doubt, cells[3], cell_px, shape, gauge.limit, gauge.samples > 1, gauge.fallback)
+    doubt = gauge.doubt(torch.from_numpy(cells[None, :3]))[0].numpy()
+    has_spread = bool(signs[SIGNS.index("spread")].any())
+    return TrustMap(signs, doubt, cells[3], cell_px, shape, gauge.limit, has_spread, gauge.fallback)
 
 
 def trust_files(result: Path) -> list[Path]:

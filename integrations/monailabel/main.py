@@ -52,7 +52,8 @@ class MopApp(MONAILabelApp):
         """
         image = Path(str(request.get("image", "")))
         sent = is_upload(image)
-        if image.exists() and not sent:
+        # A name without a folder is an image's in the datastore, whatever lies in the folder that this runs in.
+        if len(image.parts) > 1 and image.exists() and not sent:
             raise HTTPException(404, f"an image must be a file or be in the datastore, {image.name} is a path.")
         try:
             answer: dict[str, Any] = super().infer(request, datastore)
@@ -68,7 +69,7 @@ class MopApp(MONAILabelApp):
         """As the server's own; pairs that cannot be learned from are a 400 with its sentence."""
         try:
             told: dict[str, Any] = super().train(request)
-        except (ValueError, OSError) as error:
+        except (TypeError, ValueError, OSError) as error:  # TypeError: "64" where a number is due
             raise HTTPException(400, sentence(error)) from error
         return told
 

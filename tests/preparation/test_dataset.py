@@ -221,3 +221,12 @@ def test_a_slide_is_cut_into_fields_that_cover_it() -> None:
     assert len(boxes) == 6 and max(max(box.height, box.width) for box in boxes) <= 4096
     assert sum(box.height * box.width for box in boxes) == 9000 * 4097
     assert not any(one.overlap(two).height and one.overlap(two).width for one in boxes for two in boxes if one != two)
+
+
+def test_two_fields_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of folders keep no blanks: slide "A 1" would be written over slide "A_1"."""
+    for slide in ("A 1", "A_1", "B"):
+        write_planes(tmp_path / "scans", tissue(1), f"{slide}_7")
+    assert prepare(tmp_path / "scans", tmp_path / "dataset") == 1
+    told = complaints(capsys)
+    assert len(told) == 1 and "fields need names of their own" in told[0] and "both become A_1_7: rename one" in told[0]

@@ -2,6 +2,7 @@
 
 import random
 import struct
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -13,7 +14,8 @@ from PIL import Image
 
 from bundle.slides import reader as reader_module
 from bundle.slides import tiff_reader
-from bundle.slides.reader import open_image
+from bundle.slides.load_transform import LoadRGBd
+from bundle.slides.reader import ImageError, open_image
 
 SLIDES = Path(__file__).parents[2].parent / "shared" / "data" / "slides"
 
@@ -331,3 +333,39 @@ def test_a_region_outside_the_image_is_refused(tmp_path: Path, box: tuple[int, i
         Image.fromarray(tissue()).save(path)
         with open_image(path) as reader, pytest.raises(ValueError, match="inside the 150 x 110 px image"):
             reader.read(*box)
+
+
+def test_an_only_image_may_be_named_like_a_label(tmp_path: Path) -> None:
+    """OME names an image after its file: macrophages.ome.tiff is no macro image, and there is no other one."""
+    pixels = np.random.default_rng(2).integers(0, 256, (64, 80, 3)).astype(np.uint8)
+    for name in ("macrophages", "label", "overview"):
+        path = tmp_path / f"{name}.ome.tif"
+        tifffile.imwrite(path, pixels, photometric="rgb", ome=True, metadata={"axes": "YXS", "Name": f"{name}.ome.tif"})
+        with open_image(path) as image:
+            np.testing.assert_array_equal(image.read(0, 0, 64, 80), pixels)
+
+
+@pytest.mark.parametrize(("name", "package"), [("a.tif", "openslide"), ("a.dcm", "wsidicom")])
+def test_a_package_that_is_not_there_is_named(tmp_path: Path, name: str, package: str,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI Label's environment has no wsidicom: its users get a sentence, not a traceback."""
+    for module in ("dicom_reader", "openslide_reader"):
+        monkeypatch.delitem(sys.modules, f"bundle.slides.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / name).write_bytes(b"II*\0 something")
+    with pytest.raises(ImageError, match=f"{name} needs the package {package}, which is not installed here"):
+        open_image(tmp_path / name)
+
+
+def test_the_transform_of_the_configs_reads_and_refuses_as_the_reader_does(tmp_path: Path) -> None:
+    """Pillow's own conversion makes a 16-bit field white and drops alpha, without a word."""
+    pixels = tissue()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    loaded = LoadRGBd("image")({"image": str(tmp_path / "a.png"), "path": "a"})
+    assert loaded["path"] == "a" and loaded["image"].is_contiguous()
+    np.testing.assert_array_equal(loaded["image"].permute(1, 2, 0).numpy(), pixels)
+    tifffile.imwrite(tmp_path / "b.tif", pixels.astype(np.uint16) * 257, photometric="rgb")
+    Image.fromarray(pixels).convert("RGBA").save(tmp_path / "c.png")
+    for name in ("b.tif", "c.png"):
+        with pytest.raises(ImageError, match="an image must be 8-bit RGB brightfield"):
+            LoadRGBd("image")({"image": str(tmp_path / name)})

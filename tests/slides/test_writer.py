@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from bundle.slides.grid import TileGrid
+from bundle.slides.grid import Box, TileGrid
 from bundle.slides.pyramid import Record
 from bundle.slides.reader import open_image
 from bundle.slides.whole_files import replace_when_done
@@ -158,3 +158,52 @@ def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
     """The result keeps its input's name, so the suffix must be one that is written."""
     with pytest.raises(ValueError, match=r"got a\.bmp"):
         open_sink(tmp_path / "a.bmp", (64, 64))
+
+
+def test_overwriting_does_not_pull_the_work_from_under_a_run(tmp_path: Path) -> None:
+    """The blocks of two jobs in one folder would make one result of two seeds, or black holes."""
+    path, pixels = tmp_path / "a.tif", tissue(100, 100)
+    with open_sink(path, (100, 100), Record("a.tif"), block_px=100, job={"seed": 0}) as running:
+        with pytest.raises(ValueError, match="is being written by another process"):
+            open_sink(path, (100, 100), Record("a.tif"), True, block_px=100, job={"seed": 1})
+        running.write(0, 0, pixels)
+    with open_image(path) as reader:
+        np.testing.assert_array_equal(reader.read(0, 0, 100, 100), pixels)
+
+
+def test_another_jobs_unfinished_work_is_dropped_when_asked(tmp_path: Path) -> None:
+    """Nobody is at it any more: --overwrite says that it may go."""
+    path, pixels = tmp_path / "a.tif", tissue(100, 200)
+    stopped = open_sink(path, (100, 200), Record("a.tif"), block_px=100, job={"seed": 0})
+    stopped.write(0, 0, pixels[:, :100])
+    stopped.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    with open_sink(path, (100, 200), Record("a.tif"), True, block_px=100, job={"seed": 1}) as sink:
+        assert sink.resume(Box(0, 0, 100, 100)) is None
+        for col in (0, 100):
+            sink.write(0, col, pixels[:, col : col + 100])
+    with open_image(path) as reader:
+        np.testing.assert_array_equal(reader.read(0, 0, 100, 200), pixels)
+
+
+def test_a_finished_block_that_was_removed_meanwhile_is_no_black_tissue(tmp_path: Path) -> None:
+    """Who tidies a disk while a slide is restored must be told, not given a hole."""
+    path = tmp_path / "a.tif"
+    sink = open_sink(path, (100, 200), Record("a.tif"), block_px=100, job={"seed": 0})
+    for col in (0, 100):
+        sink.write(0, col, tissue(100, 100))
+    (tmp_path / "a.tif.partial" / "pixels" / "c" / "0" / "1" / "0").unlink()
+    with pytest.raises(ValueError, match="lacks a finished block: it was removed while this ran"):
+        sink.__exit__(None, None, None)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+def test_a_plain_result_says_that_it_is_restored(tmp_path: Path, name: str) -> None:
+    """Beside its source nobody tells them apart, and one of them is an estimate."""
+    notes = {"warning": "restored: not for primary diagnosis", "source name": "Zoë.png"}
+    with open_sink(tmp_path / name, (64, 90), Record(name, notes=notes), block_px=100) as sink:
+        sink.write(0, 0, tissue(64, 90))
+    with Image.open(tmp_path / name) as image:
+        said = image.info.get("Description") or image.info.get("comment") or image.tag_v2[270]
+    said = said.decode() if isinstance(said, bytes) else said
+    assert said == "warning: restored: not for primary diagnosis; source name: Zo\\xeb.png"

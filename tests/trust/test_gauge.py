@@ -6,7 +6,7 @@ import torch
 from bundle.optics.camera import smoothed
 from bundle.optics.focal_stack import defocus, to_linear, to_srgb
 from bundle.restoration import Restoration
-from bundle.trust.gauge import TrustGauge, cell_side_px, noise_deviation, unsupported_edges
+from bundle.trust.gauge import TrustGauge, Weights, cell_side_px, noise_deviation, unsupported_edges
 
 HEIGHT, WIDTH = 96, 160
 
@@ -75,7 +75,8 @@ def test_only_edges_without_support_count(sharp: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(("fallback", "expected"), [("coarse", 0.3), ("input", 0.9), ("", 0.5)])
-def test_untrusted_places_get_the_fallback_and_the_others_stay(fallback: str, expected: float) -> None:
+def test_untrusted_places_get_the_fallback_and_the_others_stay(fallback: str, expected: float,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for the input's pixels must get them, and lose nothing where nothing is in doubt."""
     gauge = TrustGauge(0.25, samples=3, fallback=fallback)
     flat = torch.ones(3, HEIGHT, WIDTH)
@@ -83,12 +84,25 @@ def test_untrusted_places_get_the_fallback_and_the_others_stay(fallback: str, ex
     spread[..., 80:] = 0.5
     made = restoration(0.5 * flat, 0.3 * flat, torch.zeros(HEIGHT, WIDTH), 0.5, spread)
     # Only the spread differs: the flat result explains nothing of the flat, brighter input, equally everywhere.
-    gauge.weights = gauge.weights._replace(reblur=0.0, edges=0.0, spread=1.0)
+    for name in ("ONE_SAMPLE", "MANY_SAMPLES"):
+        monkeypatch.setattr(f"bundle.trust.gauge.{name}", Weights(reblur=0.0, edges=0.0, spread=1.0))
     judged = gauge.judge(0.9 * flat[None], made)
     torch.testing.assert_close(judged.pixels[..., :40], torch.full((1, 3, HEIGHT, 40), 0.5))
     torch.testing.assert_close(judged.pixels[..., 120:], torch.full((1, 3, HEIGHT, 40), expected))
     assert float(judged.layers[0, 3, :, 120:].mean()) == (1.0 if fallback else 0.0)
     torch.testing.assert_close(gauge.doubt(judged.layers[:, :3]), 255 * judged.layers[:, 1])
+
+
+def test_a_tile_without_p_diffusion_is_as_doubtful_with_many_samples_as_with_one(sharp: torch.Tensor) -> None:
+    """Mild and hopeless tiles have no seeds to differ by: that no spread is seen there is no reason to trust them."""
+    blurred = smoothed(sharp, 2.0)[None]
+    made = restoration(sharp, sharp, torch.zeros(HEIGHT, WIDTH))
+    one, many = (TrustGauge(0.25, samples=samples) for samples in (1, 3))
+    doubt = one.doubt(one.judge(blurred, made).layers[:, :3])
+    assert float(doubt.mean()) > 1
+    torch.testing.assert_close(many.doubt(many.judge(blurred, made).layers[:, :3]), doubt)
+    seen = made._replace(spread=torch.full((1, 1, HEIGHT, WIDTH), 0.2))
+    assert not torch.allclose(many.doubt(many.judge(blurred, seen).layers[:, :3]), doubt)
 
 
 def test_values_out_of_range_are_refused() -> None:
