@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from monai.data import load_net_with_metadata
 from PIL import Image
 
+from bundle import load_restorer
 from scripts import package_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,3 +184,18 @@ def test_an_unpacked_bundle_trains_and_evaluates_from_another_folder(unpacked: P
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert list((tmp_path / "evaluated").iterdir())
     assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.slow
+def test_an_unpacked_bundle_is_exported_by_monai_s_own_command(unpacked: Path, tmp_path: Path) -> None:
+    """The zoo makes model.ts of every bundle this way."""
+    file = tmp_path / "model.ts"
+    ended = run(["-m", "monai.bundle", "ckpt_export", "network_def", "--filepath", str(file), "--ckpt_file",
+                 "models/model.pt", "--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json",
+                 "--use_trace", "True", "--input_shape", "[1,3,64,64]"], unpacked)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    network, _, others = load_net_with_metadata(str(file), more_extra_files=("inference.json",))
+    assert b"network_def" in others["inference.json"]
+    image = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(network(image), load_restorer().network(image), atol=1e-4)
