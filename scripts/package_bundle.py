@@ -24,7 +24,7 @@ from bundle.slides.whole_files import replace_when_done
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "mop_pathology_restoration"
-KINDS = ("py", "js", "css", "html", "LICENSE.txt")  # of the package's files
+KINDS = ("py", "js", "css", "html", "LICENSE.txt", "typed")  # of the package's files
 PATTERNS = ("LICENSE", "requirements.txt", "configs/**/*.json", "configs/logging.conf", "models/README.md",
             "models/model.pt", "docs/**/*.md", "docs/pictures/*.png", "docs/data_license.txt",
             *(f"bundle/**/*.{kind}" for kind in KINDS))
