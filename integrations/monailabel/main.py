@@ -52,10 +52,12 @@ class MopApp(MONAILabelApp):
         """
         image = Path(str(request.get("image", "")))
         sent = is_upload(image)
-        # A name without a folder is an image's in the datastore, whatever lies in the folder that this runs in.
-        if len(image.parts) > 1 and image.exists() and not sent:
+        named = len(image.parts) == 1  # an image of the datastore, whatever lies in the folder that this runs in
+        if not named and image.exists() and not sent:
             raise HTTPException(404, f"an image must be a file or be in the datastore, {image.name} is a path.")
         try:
+            if named and image.exists():
+                request = request | {"image": (datastore or self.datastore()).get_image_uri(image.name)}
             answer: dict[str, Any] = super().infer(request, datastore)
         except Exception as error:
             if sent:

@@ -69,6 +69,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     studies = folder / "studies"
     studies.mkdir()
     (studies / "field.png").write_bytes(encoded(FIELD))
+    (studies / "docs.png").write_bytes(encoded(FIELD))
+    (folder / "docs").mkdir()  # of the folder that the server runs in
     Image.fromarray(FIELD).filter(ImageFilter.GaussianBlur(1.5)).save(studies / "blurred.png")
     with tifffile.TiffWriter(studies / "slide.tif") as writer:
         tiles = {"tile": (128, 128), "photometric": "rgb"}
@@ -139,6 +141,12 @@ def test_what_cannot_be_restored_is_one_sentence(server: Server) -> None:
     assert "stop_after must be one of" in sentence(400, image="field", params='{"stop_after": "soon"}')
     assert "seed must be a whole number" in sentence(400, image="field", params='{"seed": "x"}')
     assert sentence(404, image="nowhere")
+    assert "needs the package wsidicom" in sentence(400, file=("slide.dcm", b"not an image"))
+
+
+def test_an_image_may_be_named_like_a_folder_that_the_server_runs_in(server: Server) -> None:
+    """`make label` runs in the checkout, where docs and models lie; docs.png is a study like any other."""
+    assert ask(server, image="docs", params='{"stop_after": "p_former"}').status_code == 200
 
 
 def test_nothing_of_what_was_sent_stays_and_no_other_file_is_read(server: Server, tmp_path: Path) -> None:
@@ -169,6 +177,8 @@ def test_training_on_a_pair_changes_what_is_answered(server: Server) -> None:
 
     refused = train(patch_px=65)
     assert refused.status_code == 400 and "patch_px must be a multiple of" in refused.json()["detail"]
+    refused = train(patch_px="64")  # type: ignore[arg-type]
+    assert refused.status_code == 400 and refused.json()["detail"]
     assert not server.trained.exists()
     answer = train(max_epochs=3, crops=4, patch_px=64, batch_size=2, learning_rate=1e-4)
     assert answer.status_code == 200, answer.text
