@@ -121,7 +121,7 @@ def image_records(folder: str | Path) -> list[dict[str, str]]:
     found = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in suffixes)
     if not found:
         raise FileNotFoundError(f"a folder of images must hold PNG, JPEG or TIFF files, got none in {folder}.")
-    for one, other in itertools.combinations(found, 2):
+    for one, other in itertools.pairwise(sorted(found, key=lambda path: path.stem)):
         if one.stem == other.stem:
             raise ValueError(f"results are named without the suffix, {one.name} and {other.name} would be one: rename.")
     return [{IMAGE: str(path), "path": str(path)} for path in found]

@@ -173,7 +173,7 @@ def _known_at_last(report: SlideReport) -> list[str]:
 def _trust_keeping(restorer: SlideRestorer, reader: ImageReader, mpp: float | None, wishes: Wishes, sink: ImageSink
                    ) -> TrustKeeping:  # fmt: skip
     check_trust(reader, wishes)
-    gauge = TrustGauge(mpp or 0.0, wishes.samples, wishes.revert_untrusted)
+    gauge = TrustGauge(mpp or 0.0, wishes.revert_untrusted)
     folder = sink.ledger.folder / "trust" if isinstance(sink, LedgerSink) else None
     return TrustKeeping(gauge, CellStore(reader.shape, cell_side_px(restorer.kept_block_px), len(LAYERS), folder))
 

@@ -62,7 +62,7 @@ def measure(folder: str, split: str, positions_um: Sequence[float], crop_px: int
     for field in list_fields(folder, split):
         sharp = read_field(field, crop_px)
         focal = FocalField(field, sharp, relief_um, Camera(), 0)
-        gauge = gauges.setdefault(field.mpp, TrustGauge(field.mpp, samples))
+        gauge = gauges.setdefault(field.mpp, TrustGauge(field.mpp))
         for position in positions_um:
             plane = focal.plane(position)
             for row in range(0, sharp.shape[1] - TILE_PX + 1, TILE_PX):

@@ -68,7 +68,6 @@ class TrustGauge:
 
     Args:
         mpp: µm per pixel of the image.
-        samples: of P-diffusion: with one there is no spread.
         fallback: what untrusted places are replaced with, "coarse" or "input"; "" changes no pixel.
         limit: doubt above which a place is untrusted, grey levels of 255.
 
@@ -76,12 +75,12 @@ class TrustGauge:
         ValueError: a value is out of range.
     """
 
-    def __init__(self, mpp: float, samples: int = 1, fallback: str = "", limit: float = LIMIT) -> None:
+    def __init__(self, mpp: float, fallback: str = "", limit: float = LIMIT) -> None:
         if fallback and fallback not in FALLBACKS:
             raise ValueError(f"fallback must be one of {', '.join(FALLBACKS)}, got {fallback}.")
-        if samples < 1 or limit <= 0:
-            raise ValueError(f"samples and limit must be positive, got {samples} and {limit}.")
-        self.samples, self.fallback, self.limit = samples, fallback, limit
+        if limit <= 0:
+            raise ValueError(f"limit must be positive, got {limit}.")
+        self.fallback, self.limit = fallback, limit
         self.table = _table(mpp)
 
     def judge(self, image: Tensor, restoration: Restoration) -> Judgement:

@@ -145,9 +145,12 @@ def test_separate_experts_are_the_merged_experts(small: Small) -> None:
 @torch.no_grad()
 def test_given_noise_is_the_drawn_noise(small: Small) -> None:
     """A graph whose noise is an input must be the chain when it gets the chain's noise."""
-    image = tiles(1, 64, 96)
-    given = small.network.restore_given(image, field(1, 64, 96).unbind(1))
-    assert torch.equal(given, small.network(image))
+    image = tiles(2, 64, 96)
+    given = small.network.restore_given(image, field(2, 64, 96).unbind(1))
+    together = small.network.restore_together(image, torch.zeros(2, 2, dtype=torch.int64))
+    assert torch.equal(given, together.restored)
+    one = small.network.restore_given(image[:1], field(1, 64, 96).unbind(1))
+    assert torch.equal(one, small.network(image)[:1])
     assert not torch.allclose(given, small.network.restore(image).coarse, atol=1e-3)
 
 

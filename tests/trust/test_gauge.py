@@ -6,14 +6,22 @@ import torch
 from bundle.optics.camera import smoothed
 from bundle.optics.focal_stack import defocus, to_linear, to_srgb
 from bundle.restoration import Restoration
-from bundle.trust.gauge import TrustGauge, Weights, cell_side_px, noise_deviation, unsupported_edges
+from bundle.trust.gauge import (
+    MANY_SAMPLES,
+    ONE_SAMPLE,
+    TrustGauge,
+    Weights,
+    cell_side_px,
+    noise_deviation,
+    unsupported_edges,
+)
 
 HEIGHT, WIDTH = 96, 160
 
 
 @pytest.fixture(scope="module")
 def gauge() -> TrustGauge:
-    return TrustGauge(0.25, samples=2)
+    return TrustGauge(0.25)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +86,7 @@ def test_only_edges_without_support_count(sharp: torch.Tensor) -> None:
 def test_untrusted_places_get_the_fallback_and_the_others_stay(fallback: str, expected: float,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for the input's pixels must get them, and lose nothing where nothing is in doubt."""
-    gauge = TrustGauge(0.25, samples=3, fallback=fallback)
+    gauge = TrustGauge(0.25, fallback=fallback)
     flat = torch.ones(3, HEIGHT, WIDTH)
     spread = torch.zeros(1, 1, HEIGHT, WIDTH)
     spread[..., 80:] = 0.5
@@ -93,24 +101,26 @@ def test_untrusted_places_get_the_fallback_and_the_others_stay(fallback: str, ex
     torch.testing.assert_close(gauge.doubt(judged.layers[:, :3]), 255 * judged.layers[:, 1])
 
 
-def test_a_tile_without_p_diffusion_is_as_doubtful_with_many_samples_as_with_one(sharp: torch.Tensor) -> None:
+def test_places_without_a_spread_are_judged_as_of_one_sample(gauge: TrustGauge, sharp: torch.Tensor) -> None:
     """Mild and hopeless tiles have no seeds to differ by: that no spread is seen there is no reason to trust them."""
     blurred = smoothed(sharp, 2.0)[None]
     made = restoration(sharp, sharp, torch.zeros(HEIGHT, WIDTH))
-    one, many = (TrustGauge(0.25, samples=samples) for samples in (1, 3))
-    doubt = one.doubt(one.judge(blurred, made).layers[:, :3])
-    assert float(doubt.mean()) > 1
-    torch.testing.assert_close(many.doubt(many.judge(blurred, made).layers[:, :3]), doubt)
-    seen = made._replace(spread=torch.full((1, 1, HEIGHT, WIDTH), 0.2))
-    assert not torch.allclose(many.doubt(many.judge(blurred, seen).layers[:, :3]), doubt)
+    spread = torch.zeros(1, 1, HEIGHT, WIDTH)
+    spread[..., 80:] = 0.2  # a tile of the whole chain on the right, one of the P-former alone on the left
+    signs = gauge.judge(blurred, made._replace(spread=spread)).layers[:, :3]
+    doubt = gauge.doubt(signs)
+    assert float(doubt[..., :40].mean()) > 1
+    for weights, where in ((ONE_SAMPLE, slice(40)), (MANY_SAMPLES, slice(120, None))):
+        expected = 255 * (signs * torch.tensor(weights).view(1, 3, 1, 1)).sum(1)
+        torch.testing.assert_close(doubt[..., where], expected[..., where])
 
 
 def test_values_out_of_range_are_refused() -> None:
     """A map with other rules than the user thinks is worse than none."""
     with pytest.raises(ValueError, match="fallback must be one of coarse, input, got truth"):
         TrustGauge(0.25, fallback="truth")
-    with pytest.raises(ValueError, match="got 0 and 10"):
-        TrustGauge(0.25, samples=0, limit=10.0)
+    with pytest.raises(ValueError, match=r"limit must be positive, got 0\.0"):
+        TrustGauge(0.25, limit=0.0)
     assert [cell_side_px(px) for px in (1920, 2016, 96)] == [64, 32, 32]
     with pytest.raises(ValueError, match="multiple of 64 px"):
         cell_side_px(1900)
