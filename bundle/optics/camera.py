@@ -21,6 +21,8 @@ class Camera(NamedTuple):
     full_well: float = 10_000.0  # photo-electrons at white: shot noise σ at white = 1 / sqrt(full_well)
     read_noise: float = 0.002  # share of white
     noise_px: float = 0.0  # σ of the smoothing that demosaicking leaves on the noise, px
+    red_noise: float = 1.0  # red's noise against green's: white balance and colour matrix amplify it
+    blue_noise: float = 1.0  # blue's
     sharpening: float = 0.0  # share of the detail (σ 1 px) added again
     jpeg_quality: int = 90  # 0: no JPEG
     chroma_subsampling: bool = True  # 4:2:0, as scanners write
@@ -40,7 +42,8 @@ def record(image: Tensor, camera: Camera, generator: torch.Generator) -> Tensor:
         smooth = smoothed(noise, camera.noise_px)
         noise = smooth * (noise.std() / smooth.std().clamp(min=1e-6))
     deviation = (light.clamp(min=0) / camera.full_well + camera.read_noise**2).sqrt()
-    recorded = to_srgb(light + deviation * noise)
+    channels = torch.tensor([camera.red_noise, 1.0, camera.blue_noise], device=light.device)[:, None, None]
+    recorded = to_srgb(light + deviation * channels * noise)
     if camera.sharpening > 0:
         recorded = (recorded + camera.sharpening * (recorded - smoothed(recorded, 1.0))).clamp(0, 1)
     eight_bit = to_uint8(recorded)

@@ -20,7 +20,7 @@ from bundle.optics.focal_stack import GainTable, defocus, random_relief_um, to_l
 from bundle.optics.pupil import COARSE_MPP, OPTICS_20X, OPTICS_40X, Optics
 
 Range = Sequence[float]  # (lowest, highest)
-
+DARKEST = 1e-3  # linear light that still comes through a layer
 
 
 class SimulatedPatches(NamedTuple):
@@ -48,9 +48,12 @@ class DefocusSimulator:
         condenser, spherical_waves, phase_ratio: see `Optics`.
         chromatic_share: the focal shift of each channel as a share of the one in `Optics`.
         full_well, noise_px, sharpening, jpeg_quality: see `Camera`; full_well is drawn on a logarithmic scale.
+        red_blue_noise: of red and of blue, each drawn; see `Camera`.
         thickness_um: depth over which a drawn objective's blur is averaged: of thick specimens.
         oversampling: camera pixels a pixel of the field, behind a drawn objective; below 1 counts as 1. Many cameras
             have finer pixels than their optics resolve.
+        second_layer: share of the absorption that lies in another layer of the specimen, at a distance of its own,
+            behind a drawn objective; below 0 counts as 0. Cells lie upon each other in smears and thick sections.
         layer_um: defocus between two layers of the blur.
     """
 
@@ -59,11 +62,12 @@ class DefocusSimulator:
                  na_20x: Range = (0.4, 0.4), mpp_40x: Range = (0.25, 0.25), mpp_20x: Range = (0.5, 0.5),
                  condenser: Range = (1.0, 1.0), spherical_waves: Range = (-0.1, -0.1), phase_ratio: Range = (0.0, 0.0),
                  chromatic_share: Range = (1.0, 1.0), full_well: Range = (3_000.0, 30_000.0),
-                 noise_px: Range = (0.0, 0.0), sharpening: Range = (0.0, 0.0), jpeg_quality: Range = (70, 95),
-                 standard_share: float = 0.0, thickness_um: Range = (0.0, 0.0),
-                 oversampling: Range = (1.0, 1.0), layer_um: float = 0.4) -> None:
+                 noise_px: Range = (0.0, 0.0), red_blue_noise: Range = (1.0, 1.0), sharpening: Range = (0.0, 0.0),
+                 jpeg_quality: Range = (70, 95), standard_share: float = 0.0, thickness_um: Range = (0.0, 0.0),
+                 oversampling: Range = (1.0, 1.0), second_layer: Range = (0.0, 0.0), layer_um: float = 0.4) -> None:
         self.margin_px, self.reach_um, self.relief_um, self.focus_bias = margin_px, reach_um, relief_um, focus_bias
         self.full_well, self.noise_px, self.sharpening = full_well, noise_px, sharpening
+        self.red_blue_noise, self.second_layer = red_blue_noise, second_layer
         self.jpeg_quality, self.standard_share, self.oversampling = jpeg_quality, standard_share, oversampling
         generator = torch.Generator().manual_seed(seed)
         reach = reach_um + relief_um[1] + layer_um
@@ -105,17 +109,31 @@ class DefocusSimulator:
         amplitude = _draw(self.relief_um, generator)
         relief = random_relief_um(sharp.shape[-2], sharp.shape[-1], amplitude, generator)
         distance = position - relief.to(sharp.device)
-        clean = self.centre(to_srgb(defocus(to_linear(sharp), distance, table, margin_px=0)))
-        label = self.centre(sharp)
+        other_share, other_um = _draw(self.second_layer, generator), self.reach_um * _draw((-1, 1), generator)
+        light = to_linear(sharp)
+        blurred = defocus(light, distance, table, margin_px=0)
+        if not standard and other_share > 0:
+            other = light.flip(-2, -1)  # the same tissue, but not in register
+            other_blurred = defocus(other, torch.full_like(distance, other_um), table, margin_px=0)
+            sharp = to_srgb(layered(light, other, other_share))
+            blurred = layered(blurred, other_blurred, other_share)
+        clean, label = self.centre(to_srgb(blurred)), self.centre(sharp)
         if not standard and scale > 1:
             clean, label, mpp = enlarged(clean, scale), enlarged(label, scale), mpp / scale
         camera = Camera(full_well=math.exp(_draw([math.log(end) for end in self.full_well], generator)),
                         noise_px=_draw(self.noise_px, generator),
+                        red_noise=_draw(self.red_blue_noise, generator),
+                        blue_noise=_draw(self.red_blue_noise, generator),
                         sharpening=_draw(self.sharpening, generator),
                         jpeg_quality=round(_draw(self.jpeg_quality, generator)),
                         chroma_subsampling=_draw((0, 1), generator) < 0.5)
         pixel_um = torch.tensor(mpp, dtype=torch.float32, device=sharp.device)
         return record(clean, camera, generator), clean, label, self.centre(distance).median(), pixel_um
+
+
+def layered(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Light (3, H, W) through two layers, of which the second holds `share` of the absorption (Beer and Lambert)."""
+    return first.clamp(DARKEST, 1) ** (1 - share) * second.clamp(DARKEST, 1) ** share
 
 
 def enlarged(image: Tensor, scale: float) -> Tensor:

@@ -47,3 +47,10 @@ def test_srgb_and_linear_light_are_inverse() -> None:
     image = torch.linspace(0, 1, 256)
     assert torch.allclose(to_srgb(to_linear(image)), image, atol=1e-5)
     assert round(float(to_srgb(torch.tensor(0.5)) * 255)) == 188
+
+
+def test_red_and_blue_may_be_noisier_than_green() -> None:
+    """White balance and the colour matrix amplify them: on the real pairs of planes red's noise is twice green's."""
+    grey = torch.full((3, 128, 128), 0.7)
+    red, green, blue = recorded(grey, full_well=2_000, red_noise=2.0, blue_noise=1.5).std((1, 2)).tolist()
+    assert abs(red / green - 2.0) < 0.1 and abs(blue / green - 1.5) < 0.1

@@ -70,3 +70,19 @@ def test_an_oversampling_camera_sees_the_same_tissue_larger_and_no_finer_detail(
     assert spectrum[24, 40] < 0.05 * spectrum[6, 10]  # beyond and below the field's own finest detail
     standard = DefocusSimulator(margin_px=16, scanners=2, reach_um=3.2, oversampling=(2.0, 2.0), standard_share=1.0)
     assert torch.equal(standard(sharp, mpp, seeds).label, plain.label)
+
+
+def test_a_second_layer_absorbs_its_share_and_has_a_distance_of_its_own(sharp: Tensor) -> None:
+    """Cells upon cells: fine detail of one layer beside another far out of focus. A standard objective sees one."""
+    seeds = torch.arange(3)
+    plain = DefocusSimulator(margin_px=16, scanners=2, full_well=(1e6, 1e6), jpeg_quality=(98, 98))(sharp, MPP, seeds)
+    settings = {"margin_px": 16, "scanners": 2, "full_well": (1e6, 1e6), "jpeg_quality": (98, 98)}
+    drawn = DefocusSimulator(**settings, second_layer=(0.5, 0.5))(sharp, MPP, seeds)  # type: ignore[arg-type]
+    assert torch.equal(drawn.defocus_um, plain.defocus_um)  # of the first layer
+    turned = drawn.label.flip(-2, -1)
+    assert torch.allclose(drawn.label, turned, atol=1e-3)  # at a half the two layers count the same
+    assert not torch.allclose(drawn.image, drawn.image.flip(-2, -1), atol=0.05)  # but lie at two distances
+    weak = DefocusSimulator(**settings, second_layer=(-0.4, -0.1))(sharp, MPP, seeds)  # type: ignore[arg-type]
+    assert torch.equal(weak.label, sharp[..., 16:80, 16:80])
+    standard = DefocusSimulator(**settings, second_layer=(0.5, 0.5), standard_share=1.0)  # type: ignore[arg-type]
+    assert torch.equal(standard(sharp, MPP, seeds).label, plain.label)
