@@ -8,6 +8,7 @@ are the same whatever the block size, and whatever blocks an earlier run has fin
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from bundle.beside import WriteBehind
 from bundle.conventions import to_uint8
 from bundle.slide_plan import Kind, SlidePlan, plan_all
 from bundle.slides.grid import Box, TileGrid
@@ -144,22 +146,25 @@ class SlideRestorer:
         waiting = [block for block in blocks if block not in earlier and not runs.is_copy(block)]
         count = _Counter(sum(runs.runs(waiting).values()), progress)
         total = sum(earlier.values(), np.zeros(FIGURES))
-        for block in blocks:
-            if block in earlier:
-                continue
-            if runs.is_copy(block):
-                sink.copy(block, reader)
-                total += _summed(runs.own_figures(block))
-                continue
-            pixels, own = runs.block(block, count)
-            figures = _summed(own)
-            image = to_uint8(pixels[:3]).permute(1, 2, 0).contiguous().numpy()
-            if trust is not None:
-                trust.cells.put(block, pixels[3:])
-            sink.write(block.row, block.col, image, figures.tolist())
-            total += figures
-            if stopped():
-                raise RestorationStopped
+        with WriteBehind() as behind, contextlib.closing(runs.made(waiting, count)) as made:
+            for block in blocks:
+                if block in earlier:
+                    continue
+                if runs.is_copy(block):
+                    behind.begin(functools.partial(sink.copy, block, reader))
+                    total += _summed(runs.own_figures(block))
+                    continue
+                pixels, own = next(made)
+                figures = _summed(own)
+                image = to_uint8(pixels[:3]).permute(1, 2, 0).contiguous().numpy()
+                if trust is not None:
+                    trust.cells.put(block, pixels[3:])
+                behind.begin(functools.partial(sink.write, block.row, block.col, image, figures.tolist()))
+                total += figures
+                if stopped():
+                    behind.finish()
+                    raise RestorationStopped
+            behind.finish()
         looked_at, distance, untouched, unreadable = total
         return SlideReport(
             *reader.shape,
@@ -215,8 +220,9 @@ class SlideRestorer:
         run: RunTiles = self._run_estimator
         runs = TileRuns(reader, grid, plan_all(grid), block_px, self.batch, self.device, run, 1)
         count = _Counter(sum(runs.runs(grid.blocks(block_px)).values()), progress)
-        for block in grid.blocks(block_px):
-            coarse = functional.avg_pool2d(runs.block(block, count)[0], scale, ceil_mode=True)[0]
+        blocks = list(grid.blocks(block_px))
+        for block, made in zip(blocks, runs.made(blocks, count), strict=True):
+            coarse = functional.avg_pool2d(made.pixels, scale, ceil_mode=True)[0]
             row, col = block.row // scale, block.col // scale
             defocus_um[row : row + coarse.shape[0], col : col + coarse.shape[1]] = coarse.numpy()
         return FocusMap(defocus_um, scale)

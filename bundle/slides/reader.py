@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import struct
+import threading
 import warnings
 import zlib
 from abc import ABC, abstractmethod
@@ -86,6 +87,7 @@ class ImageReader(ABC):
         self.levels = facts.levels or (Level(*shape, 1.0),)
         self.background, self.objective = facts.background, facts.objective
         self.is_slide = facts.scanned or len(self.levels) > 1
+        self._turn = threading.RLock()  # one thread reads ahead while another copies: a file has one position
 
     @property
     def files(self) -> list[Path]:
@@ -113,7 +115,8 @@ class ImageReader(ABC):
         if min(height, width) < 1 or box.overlap(Box(0, 0, held.height, held.width)) != box:
             inside = f"{held.height} x {held.width} px image"
             raise ValueError(f"a region must lie inside the {inside}, got {tuple(box)}.")
-        return self._read(box, level)
+        with self._turn:
+            return self._read(box, level)
 
     def damaged(self, box: Box, level: int = 0) -> bool:
         """Whether the reading of exactly this rectangle met pixels that cannot be decoded; see damage.py."""
