@@ -66,6 +66,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "depth_um": _number("--depth-um", positive=False),
     "plane": _whole("--plane", 0),
     "quality": _whole("--quality", 1),
+    "probes": _whole("--probes", 1),
     "mode": _choice("--mode", "full", "coarse", "adaptive"),
     "engine": _choice("--engine", "local", "ray"),
     "compression": _choice("--compression", "lzw", "jpeg"),
@@ -78,6 +79,8 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "dry_run": _switch,
     "skip_in_focus": _switch,
     "overwrite": _switch,
+    "associated": _switch,
+    "skip_existing": _switch,
     "strict": _switch,
 }
 

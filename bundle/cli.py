@@ -25,7 +25,7 @@ from bundle.viewing.command import view
 
 if TYPE_CHECKING:
     from bundle.slide_job import Engine
-    from bundle.slide_restoration import Progress, SlideRestorer
+    from bundle.slide_restoration import Follow, SlideRestorer
     from bundle.slides.files import Job
     from bundle.slides.reader import ImageReader
 
@@ -62,6 +62,7 @@ def focus(
     tile_px: int = 256,
     batch: int = 1,
     plane: int | None = None,
+    probes: int = 500,
     **unknown: str,
 ) -> None:
     """Usage: mop focus IMAGE [IMAGE ...] [--output DIR] [options]
@@ -75,6 +76,7 @@ def focus(
         --plane N         which focal plane of a z-stack, from 0
         --device NAME     cpu (default) or cuda
         --mpp X           µm per pixel, where the file does not say or is wrong; trained at 0.25 and 0.5
+        --probes N        tiles of a slide to look at, at most (default 500); the others take the nearest one's word
         --overwrite       replace results of earlier runs
         --config FILE     another configs/inference.json
         --weights FILE    another models/model.pt
@@ -94,13 +96,13 @@ def focus(
     jobs = readable_jobs(images, output, lambda image: focus_results(image, Path(output)), overwrite, tally, plane)
     if jobs:
         engine = Recipe(Path(config or CONFIG), Path(weights or WEIGHTS), device, tile_px, batch).engine()
-        with progress_bars() as follow:
+        with progress_bars() as of_image:
             for job in jobs:
                 with tally.image(job.image), open_image(job.image, plane) as reader:
                     if reader.is_slide:
-                        _focus_slide(engine, reader, job, mpp, overwrite)
+                        _focus_slide(engine, reader, job, mpp, overwrite, probes, of_image)
                     else:
-                        _focus_one(engine.restorer, reader, job, mpp, overwrite, follow)
+                        _focus_one(engine.restorer, reader, job, mpp, overwrite, of_image)
     tally.finish()
 
 
@@ -205,21 +207,24 @@ def experiments(runs: str = "runs", tracking_uri: str = "", port: int = 5000, **
 
 def _focus_one(
     restorer: SlideRestorer, reader: ImageReader, job: Job, mpp: float | None, overwrite: bool,
-    follow: Callable[[str], Progress],
+    of_image: Callable[[str], Follow],
 ) -> None:  # fmt: skip
     import numpy as np
 
     from bundle.focus_files import write_focus
 
     mpp = known_mpp(reader, mpp)
-    focus_map = restorer.focus_map(reader, follow(job.image.name))
+    focus_map = restorer.focus_map(reader, of_image(job.image.name)("tiles"))
     files = job.results[:2]
     write_focus(focus_map, mpp, job.image.name, files, overwrite)
     distance = float(np.abs(focus_map.defocus_um).mean())
     say(f"{job.image.name}: mean |defocus| {distance:.2f} µm, {', '.join(map(str, files))}")
 
 
-def _focus_slide(engine: Engine, reader: ImageReader, job: Job, mpp: float | None, overwrite: bool) -> None:
+def _focus_slide(
+    engine: Engine, reader: ImageReader, job: Job, mpp: float | None, overwrite: bool, probes: int,
+    of_image: Callable[[str], Follow],
+) -> None:  # fmt: skip
     import numpy as np
 
     from bundle.slide_focus import write_slide_focus
@@ -228,7 +233,8 @@ def _focus_slide(engine: Engine, reader: ImageReader, job: Job, mpp: float | Non
     known_mpp(reader, mpp)
     restorer = engine.restorer
     grid = restorer.grid(reader)
-    plan = engine.planner.plan(reader, grid, "adaptive", restorer.tile_restorer.prompter.estimator, restorer.device)
+    estimator, progress = restorer.tile_restorer.prompter.estimator, of_image(job.image.name)("tiles looked at")
+    plan = engine.planner.plan(reader, grid, "adaptive", estimator, restorer.device, progress, probes)
     files = [job.results[0], *job.results[2:]]
     write_slide_focus(reader, grid, plan, find_tissue(reader), files, overwrite)
     distance = float(np.nanmean(np.abs(plan.defocus_um)))

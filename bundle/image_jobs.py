@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bundle.arguments import UsageError
-from bundle.messages import Tally
+from bundle.messages import Tally, say
 
 if TYPE_CHECKING:
     from bundle.slides.files import Job
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def readable_jobs(
     images: tuple[str, ...], output: str, results_of: Callable[[Path], list[Path]], overwrite: bool, tally: Tally,
-    plane: int | None = None, check: Callable[[ImageReader], None] = lambda reader: None,
+    plane: int | None = None, check: Callable[[ImageReader], None] = lambda reader: None, skip_existing: bool = False,
 ) -> list[Job]:
     """Jobs of the images that open and pass.
 
@@ -28,6 +28,7 @@ def readable_jobs(
         tally: told of every image that fails, before any network is loaded.
         plane: of a z-stack.
         check: raises ValueError for an image that the command cannot take.
+        skip_existing: images whose result is there are said and left.
 
     Raises:
         UsageError: there is no image, or no output.
@@ -37,11 +38,13 @@ def readable_jobs(
 
     if not images or not output:
         raise UsageError(f"{'IMAGE' if not images else '--output DIR'} is needed, none was given.")
-    jobs, problems = plan_jobs(images, results_of, overwrite)
-    for problem in problems:
+    planned = plan_jobs(images, results_of, overwrite, skip_existing)
+    for problem in planned.problems:
         tally.fail(problem)
+    for job in planned.finished:
+        say(f"{job.image.name}: {job.results[0]} is there, left as it is")
     readable = []
-    for job in jobs:
+    for job in planned.allowed:
         with tally.image(job.image), open_image(job.image, plane) as reader:
             check(reader)
             readable.append(job)

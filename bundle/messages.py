@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bundle.slide_plan import Kind
-    from bundle.slide_restoration import Progress, SlideReport
+    from bundle.slide_restoration import Follow, Progress, SlideReport
     from bundle.slides.reader import ImageReader
 
 TRAINED_MPP = (0.2, 0.6)  # µm per pixel: trained at 0.25 (40x) and 0.5 (20x)
@@ -101,8 +101,8 @@ def known_mpp(reader: ImageReader, given: float | None) -> float | None:
 
 
 @contextlib.contextmanager
-def progress_bars(unit: str = "tiles") -> Iterator[Callable[[str], Progress]]:
-    """A bar per image with the time left, on a terminal; silence elsewhere."""
+def progress_bars() -> Iterator[Callable[[str], Follow]]:
+    """A bar per image, which says what is under way and the time left of that, on a terminal; silence elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -112,16 +112,21 @@ def progress_bars(unit: str = "tiles") -> Iterator[Callable[[str], Progress]]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(f"{unit}, left"),
+        TextColumn("{task.fields[phase]}, left"),
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
 
-        def follow(name: str) -> Progress:
-            task = bars.add_task(name.replace("[", r"\["), total=None)
-            return lambda done, total: bars.update(task, completed=done, total=total)
+        def of_image(name: str) -> Follow:
+            task = bars.add_task(name.replace("[", r"\["), total=None, phase="")
 
-        yield follow
+            def follow(phase: str) -> Progress:
+                bars.reset(task, phase=phase)
+                return lambda done, total: bars.update(task, completed=done, total=total)
+
+            return follow
+
+        yield of_image
 
 
 def sentence(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,21 @@ from bundle.slides.reader import ImageReader
 WARNING = "restored: not for primary diagnosis"
 
 
-def sha256_of(*paths: Path) -> str:
-    """Of the contents of files, one after the other."""
-    digest = hashlib.sha256()
+def sha256_of(*paths: Path, progress: Callable[[int, int], None] | None = None) -> str:
+    """Of the contents of files, one after the other; `progress` is told MB done and MB in all."""
+    digest, done, total = hashlib.sha256(), 0, sum(path.stat().st_size for path in paths)
     for path in paths:
         with path.open("rb") as file:
             while part := file.read(2**22):
                 digest.update(part)
+                done += len(part)
+                if progress is not None:
+                    progress(done // 10**6, total // 10**6)
     return digest.hexdigest()
 
 
-def job_of(reader: ImageReader, weights: Path, config: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def job_of(reader: ImageReader, weights: Path, config: Path, settings: Mapping[str, Any],
+           progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:  # fmt: skip
     """All that decides the pixels of a result, JSON values: two equal jobs give equal pixels on one machine.
 
     Args:
@@ -31,10 +35,11 @@ def job_of(reader: ImageReader, weights: Path, config: Path, settings: Mapping[s
         weights: of the network.
         config: that declares it.
         settings: of the run, by name.
+        progress: of the source's hash, MB.
     """
     return {
         "software": f"MoP {__version__}",
-        "source": sha256_of(*reader.files),
+        "source": sha256_of(*reader.files, progress=progress),
         "weights": sha256_of(weights),
         "config": sha256_of(config),
         **settings,

@@ -49,7 +49,7 @@ class SlideActor:
         with contextlib.redirect_stderr(said), tally.image(job.image):
             if self.engine is None:  # not when the actor is made: what is wrong with its files is then one sentence
                 self.engine = self.recipe.engine()
-            report = restore_image(self.engine, job, wishes, lambda done, total: None)
+            report = restore_image(self.engine, job, wishes)
         return Outcome(job, report, said.getvalue().splitlines())
 
 

@@ -29,6 +29,7 @@ def restore(
     mpp: float | None = None,
     skip_in_focus: bool = False,
     overwrite: bool = False,
+    skip_existing: bool = False,
     config: str = "",
     weights: str = "",
     tile_px: int = 256,
@@ -47,6 +48,7 @@ def restore(
     trust: bool = False,
     samples: int = 1,
     revert_untrusted: str = "",
+    associated: bool = False,
     **unknown: str,
 ) -> None:
     """Usage: mop restore IMAGE [IMAGE ...] --output DIR [options]
@@ -66,6 +68,7 @@ def restore(
         --mpp X              µm per pixel, where the file does not say or is wrong; trained at 0.25 and 0.5
         --skip-in-focus      leave what is in focus untouched
         --overwrite          replace results of earlier runs
+        --skip-existing      leave results that are there, whatever made them, and restore the others
         --config FILE        another configs/inference.json
         --weights FILE       another models/model.pt
         --tile-px N          side of a tile (default 256)
@@ -79,6 +82,7 @@ def restore(
         --trust              NAME_trust.tif and .geojson (QuPath) beside the result: where to doubt it
         --samples N          seeds of P-diffusion whose spread counts as doubt (default 1); with --trust
         --revert-untrusted X replace what the trust map doubts with coarse (the P-former's pixels) or input
+        --associated         NAME_label.png and NAME_macro.png beside the result, which may show a patient's name
         --engine NAME        local (default), or ray: several slides at once, on RAY_ADDRESS or on this machine
         --workers N          of --engine ray; default: one a GPU, or one for every 4 cores
         --strict             stop a slide at a tile that cannot be decoded; default: it is left grey and counted
@@ -95,12 +99,15 @@ def restore(
         raise UsageError(f"--stop-after must be p_former or p_diffusion, got {stop_after}.")
     from bundle.loading import CONFIG, WEIGHTS
     from bundle.slide_job import Recipe, Wishes, check_pixel_size, check_trust
+    from bundle.slides.writer import drop_leftovers
 
+    if overwrite and skip_existing:
+        raise UsageError("--overwrite and --skip-existing exclude each other, both were given.")
     if report and no_report:
         raise UsageError("--report and --no-report exclude each other, both were given.")
     wanted = report or (False if no_report else None)
     wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling, strict, wanted, trust, samples,
-                    revert_untrusted)  # fmt: skip
+                    revert_untrusted, associated)  # fmt: skip
 
     def check(reader: ImageReader) -> None:
         check_pixel_size(reader, mpp)
@@ -110,10 +117,12 @@ def restore(
     tally = Tally()
 
     def results_of(image: Path) -> list[Path]:
-        return wishes.results(image, _result_of(image, folder, wishes))
+        result = _result_of(image, folder, wishes)
+        drop_leftovers(result)
+        return wishes.results(image, result)
 
     jobs = readable_jobs(images, str(folder) if output or dry_run else "", results_of, overwrite or dry_run, tally,
-                         plane, check)  # fmt: skip
+                         plane, check, skip_existing)  # fmt: skip
     recipe = Recipe(Path(config or CONFIG), Path(weights or WEIGHTS), device, tile_px, batch, stop_after,
                     skip_in_focus, seed, samples)  # fmt: skip
     if jobs and engine == "ray" and not dry_run:
@@ -135,14 +144,14 @@ def _restore_here(recipe: Recipe, jobs: list[Job], wishes: Wishes, dry_run: bool
     from bundle.slide_job import foretell, restore_image
 
     engine = recipe.engine()
-    with progress_bars() as follow:
+    with progress_bars() as of_image:
         for job in jobs:
             with tally.image(job.image):
                 if dry_run:
                     for line in foretell(engine, job, wishes):
                         say(line)
                 else:
-                    report = restore_image(engine, job, wishes, follow(job.image.name))
+                    report = restore_image(engine, job, wishes, of_image(job.image.name))
                     _tell(job, report, wishes, recipe.skip_in_focus)
 
 
@@ -165,7 +174,7 @@ def _tell(job: Job, report: SlideReport, wishes: Wishes, skip_in_focus: bool) ->
     sparing = skip_in_focus or planned
     kinds = f", {plan_line(report.kinds)}" if planned else ""
     kept = f", {report.kept}" if report.kept else ""
-    made = ", ".join(map(str, [job.results[0], *wishes.beside(job)]))
+    made = ", ".join(map(str, [job.results[0], *filter(Path.exists, wishes.beside(job))]))
     say(result_line(job.image.name, report, sparing) + f"{kinds}{kept}, {made}")
     if report.unreadable:
         complain(f"warning: {report.unreadable} tiles of {job.image.name} hold parts that cannot be decoded: "

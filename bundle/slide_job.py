@@ -8,23 +8,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bundle.loading import load_slide_planner, load_tile_restorer
-from bundle.messages import known_mpp, plan_line, stop_after_block
+from bundle.messages import complain, known_mpp, plan_line, stop_after_block
 from bundle.provenance import job_of, notes_of
 from bundle.slide_plan import Kind, NoTissueError, SlidePlan, SlidePlanner, plan_all
-from bundle.slide_restoration import Progress, SlideReport, SlideRestorer, TrustKeeping
+from bundle.slide_restoration import Follow, SlideReport, SlideRestorer, TrustKeeping, unfollowed
 from bundle.slides.damage import MarkingReader
 from bundle.slides.files import Job
 from bundle.slides.grid import Box
 from bundle.slides.jpeg_tiles import CannotCopyError, JpegTiles
 from bundle.slides.ledger import free_bytes
 from bundle.slides.pyramid import Encoding, Record
-from bundle.slides.reader import DICOM_FOLDER, DICOM_SUFFIXES, SCANNER_SUFFIXES, ImageError, ImageReader, open_image
+from bundle.slides.reader import (
+    ASSOCIATED,
+    DICOM_FOLDER,
+    DICOM_SUFFIXES,
+    SCANNER_SUFFIXES,
+    ImageError,
+    ImageReader,
+    open_image,
+)
 from bundle.slides.tissue import PICTURE_PX
 from bundle.slides.whole_files import replace_when_done
 from bundle.slides.writer import ImageSink, LedgerSink, TiffSink, open_sink, unfinished_of
 from bundle.trust.cells import CellStore
 from bundle.trust.gauge import LAYERS, LIMIT, TrustGauge, cell_side_px
 from bundle.trust.map import TrustMap, trust_files, trust_map, write_trust
+
+# What a progress bar says is under way.
+HASHING, PLANNING, RESTORING = "MB hashed", "tiles looked at", "tiles restored"
+LOOKING_AGAIN, WRITING = "tiles looked at again", "rows written"
 
 # Bytes of a result for each raw byte, with its levels, on stained tissue; a guess for --dry-run.
 _SIZE_OF_RESULT = {"lzw": 0.9, "jpeg": 0.2}
@@ -45,6 +57,7 @@ class Wishes(NamedTuple):
     trust: bool = False  # the trust map beside the result
     samples: int = 1  # of P-diffusion; several want the trust map
     revert_untrusted: str = ""  # to coarse or input; wants the trust map
+    associated: bool = False  # label and macro beside the result: they may show a patient's name
 
     @property
     def judges(self) -> bool:
@@ -59,7 +72,8 @@ class Wishes(NamedTuple):
         """The files that come with the result of a job."""
         result = job.results[0]
         page = [_report_file(result)] if self.reports(job.image) else []
-        return (trust_files(result) if self.judges else []) + page
+        pictures = [_associated_file(result, name) for name in ASSOCIATED] if self.associated else []
+        return (trust_files(result) if self.judges else []) + page + pictures
 
     def results(self, image: Path, result: Path) -> list[Path]:
         """All files of a run that must not be there yet: unfinished work may have left some beside its result."""
@@ -102,8 +116,14 @@ class Recipe(NamedTuple):
         return Engine(restorer, load_slide_planner(self.config), self.config, self.weights)
 
 
-def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) -> SlideReport:
+def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Follow = unfollowed) -> SlideReport:
     """Restore one image; an unfinished run of the same job is gone on with.
+
+    Args:
+        engine: what restores.
+        job: the image and its result.
+        wishes: what the user asked for.
+        follow: gives the progress of every phase.
 
     Raises:
         ImageError: the image cannot be restored.
@@ -117,7 +137,8 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
         reader = source if wishes.strict else MarkingReader(source)
         check_pixel_size(reader, wishes.mpp)
         mpp = known_mpp(reader, wishes.mpp)
-        work = job_of(reader, engine.weights, engine.config, _settings(engine, reader, wishes))
+        work = job_of(reader, engine.weights, engine.config, _settings(engine, reader, wishes),
+                      follow(HASHING))  # fmt: skip
         made_s = max(file.stat().st_mtime for file in reader.files)
         record = Record(result.name, mpp, reader.icc_profile, notes_of(work, reader), tuple(reader.files), made_s)
         opened = time.perf_counter()
@@ -129,14 +150,14 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
             if kept is not None and kept.is_file():
                 plan: SlidePlan | None = SlidePlan.load(kept)
             else:
-                plan = _plan_or_picture(engine, reader, wishes, result)
+                plan = _plan_or_picture(engine, reader, wishes, result, follow)
                 if kept is not None and plan is not None:
                     plan.save(kept)
             planned = time.perf_counter()
             told = _keep_tiles(engine, reader, sink, plan)
             trust = _trust_keeping(restorer, reader, mpp, wishes, sink) if wishes.judges else None
             with stop_after_block(sink.keeps_work) as stopped:
-                report = restorer.restore(reader, sink, follow, plan, stopped, trust)
+                report = restorer.restore(reader, sink, follow(RESTORING), plan, stopped, trust)
             if wishes.strict and report.unreadable:
                 raise ImageError(
                     f"every tile must be readable with --strict, an earlier run without it marked {report.unreadable}: "
@@ -149,7 +170,10 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Progress) ->
                 write_trust(judged, mpp, trust_files(result), overwrite=True)
             if wishes.reports(job.image):
                 seconds = {"plan": planned - opened, "restoration (of this run)": report.seconds}
-                _report(engine, reader, sink, plan, report, judged, record, seconds)
+                _report(engine, reader, sink, plan, report, judged, record, seconds, follow)
+            if wishes.associated:
+                _write_associated(reader, result)
+            sink.progress = follow(WRITING)
         if isinstance(reader, MarkingReader) and reader.marked and plan is not None:
             copies = restorer.copied_tiles(reader, plan)  # the sink has read them by now
             marked = sum(any(_touch(tile, place) for place in reader.marked) for tile in copies)
@@ -179,7 +203,7 @@ def _trust_keeping(restorer: SlideRestorer, reader: ImageReader, mpp: float | No
 
 
 def _report(engine: Engine, reader: ImageReader, sink: ImageSink, plan: SlidePlan | None, report: SlideReport,
-            trust: TrustMap | None, record: Record, seconds: dict[str, float]) -> None:
+            trust: TrustMap | None, record: Record, seconds: dict[str, float], follow: Follow) -> None:
     from bundle.slide_report.page import Account, report_page, write_report
     from bundle.slide_report.survey import survey
 
@@ -188,7 +212,8 @@ def _report(engine: Engine, reader: ImageReader, sink: ImageSink, plan: SlidePla
     grid = restorer.grid(reader)
     plan = plan or plan_all(grid)
     estimator = restorer.tile_restorer.prompter.estimator
-    seen = survey(reader, sink, grid, plan, restorer.kept_block_px, estimator, restorer.device)
+    seen = survey(reader, sink, grid, plan, restorer.kept_block_px, estimator, restorer.device,
+                  follow(LOOKING_AGAIN))  # fmt: skip
     seconds = seconds | {"survey for this page": time.perf_counter() - started}
     account = Account(sink.path.name, reader.path.name, record.mpp, report.untouched, seconds, record.notes)
     page = report_page(reader, sink, grid, plan, seen, account, trust)
@@ -201,6 +226,23 @@ def _is_scanners(image: Path) -> bool:
 
 def _report_file(result: Path) -> Path:
     return result.parent / f"{_stem(result)}_report.html"
+
+
+def _associated_file(result: Path, name: str) -> Path:
+    return result.parent / f"{_stem(result)}_{name}.png"
+
+
+def _write_associated(reader: ImageReader, result: Path) -> None:
+    """The scanner's pictures of the glass, for who asked for them; what a slide lacks is said."""
+    from PIL import Image
+
+    for name in ASSOCIATED:
+        picture = reader.associated(name)
+        if picture is None:
+            complain(f"warning: {reader.path.name} has no {name} picture.")
+            continue
+        with replace_when_done(_associated_file(result, name), overwrite=True) as file:
+            Image.fromarray(picture).save(file, "PNG")
 
 
 def _stem(result: Path) -> str:
@@ -237,18 +279,19 @@ def plans(reader: ImageReader, wishes: Wishes) -> str:
     return wishes.mode or ("adaptive" if reader.is_slide else "")
 
 
-def _plan(engine: Engine, reader: ImageReader, wishes: Wishes) -> SlidePlan | None:
+def _plan(engine: Engine, reader: ImageReader, wishes: Wishes, follow: Follow = unfollowed) -> SlidePlan | None:
     mode = plans(reader, wishes)
     if not mode:
         return None
     restorer = engine.restorer
     estimator = restorer.tile_restorer.prompter.estimator
-    return engine.planner.plan(reader, restorer.grid(reader), mode, estimator, restorer.device)
+    return engine.planner.plan(reader, restorer.grid(reader), mode, estimator, restorer.device, follow(PLANNING))
 
 
-def _plan_or_picture(engine: Engine, reader: ImageReader, wishes: Wishes, result: Path) -> SlidePlan | None:
+def _plan_or_picture(engine: Engine, reader: ImageReader, wishes: Wishes, result: Path, follow: Follow
+                     ) -> SlidePlan | None:  # fmt: skip
     try:
-        return _plan(engine, reader, wishes)
+        return _plan(engine, reader, wishes, follow)
     except NoTissueError as error:
         from PIL import Image
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bundle.beside import ReadAhead
 from bundle.conventions import from_uint8
 from bundle.slides.grid import Box, TileGrid
 from bundle.slides.reader import ImageReader
@@ -103,7 +105,8 @@ class SlidePlanner:
         self.in_focus_um, self.strong_um, self.hopeless_um, self.stride = in_focus_um, strong_um, hopeless_um, stride
 
     def plan(self, reader: ImageReader, grid: TileGrid, mode: str, estimator: DefocusEstimator,
-             device: torch.device) -> SlidePlan:
+             device: torch.device, progress: Callable[[int, int], None] | None = None,
+             most_probes: int | None = None) -> SlidePlan:  # fmt: skip
         """The plan of a slide.
 
         Args:
@@ -112,6 +115,9 @@ class SlidePlanner:
             mode: full (tissue gets the whole chain), coarse (tissue gets the P-former) or adaptive (by distance).
             estimator: D_φ, asked in adaptive mode only.
             device: of the estimator.
+            progress: told of every tile that the estimator looks at.
+            most_probes: the stride is doubled until the estimator looks at no more tiles than this, as far as it is
+                above the number of islets; None leaves it.
 
         Raises:
             ValueError: `mode` is unknown.
@@ -129,26 +135,37 @@ class SlidePlanner:
         kinds = np.where(tissue, Kind.MILD if mode == "coarse" else Kind.STRONG, Kind.BACKGROUND).astype(np.uint8)
         if mode != "adaptive":
             return SlidePlan(kinds, np.full(tissue.shape, np.nan, np.float32))
-        defocus_um = self._estimated(reader, grid, tissue, estimator, device)
+        probes = self._probes(tissue, most_probes)
+        defocus_um = self._estimated(reader, grid, tissue, probes, estimator, device, progress)
         steps = np.array([self.in_focus_um, self.strong_um, np.nextafter(self.hopeless_um, np.inf)])
         by_distance = Kind.IN_FOCUS + np.digitize(np.abs(defocus_um), steps)
         return SlidePlan(np.where(tissue, by_distance, kinds).astype(np.uint8), defocus_um)
 
-    def _estimated(self, reader: ImageReader, grid: TileGrid, tissue: NDArray[np.bool_], estimator: DefocusEstimator,
-                   device: torch.device) -> NDArray[np.float32]:
+    def _probes(self, tissue: NDArray[np.bool_], most: int | None) -> list[tuple[int, int]]:
+        """Places of the tiles that the estimator looks at: on a raster, and one of every islet beside it."""
+        stride = self.stride
+        while True:
+            probes = [(int(i), int(j)) for i, j in np.argwhere(tissue)
+                      if (i % stride == 0 and j % stride == 0) or not _seen(tissue, int(i), int(j), stride)]
+            if most is None or len(probes) <= most or stride > max(tissue.shape):
+                return probes
+            stride *= 2
+
+    def _estimated(self, reader: ImageReader, grid: TileGrid, tissue: NDArray[np.bool_],
+                   probes: list[tuple[int, int]], estimator: DefocusEstimator, device: torch.device,
+                   progress: Callable[[int, int], None] | None) -> NDArray[np.float32]:  # fmt: skip
         """Signed defocus of tissue tiles, µm; NaN elsewhere."""
         probed = np.full(tissue.shape, np.nan, np.float32)
-        for i, row in enumerate(grid.rows):
-            for j, col in enumerate(grid.cols):
-                on_raster = i % self.stride == 0 and j % self.stride == 0
-                if tissue[i, j] and (on_raster or not _seen(tissue, i, j, self.stride)):
-                    tile = Box(row, col, grid.tile_height, grid.tile_width)
-                    pixels = torch.from_numpy(reader.read(*tile))
-                    if reader.damaged(tile):
-                        continue
+        tiles = [Box(grid.rows[i], grid.cols[j], grid.tile_height, grid.tile_width) for i, j in probes]
+        with ReadAhead(lambda tile: reader.read(*tile), tiles) as ahead:
+            for done, (place, tile) in enumerate(zip(probes, tiles, strict=True), 1):
+                pixels = torch.from_numpy(ahead.take(tile))
+                if not reader.damaged(tile):
                     image = from_uint8(pixels.permute(2, 0, 1)[None].contiguous().to(device))
                     with torch.inference_mode():
-                        probed[i, j] = float(estimator.focus_map(image).mean())
+                        probed[place] = float(estimator.focus_map(image).mean())
+                if progress is not None:
+                    progress(done, len(tiles))
         # Each tile takes the word of the nearest one that was looked at.
         nearest = ndimage.distance_transform_edt(np.isnan(probed), return_distances=False, return_indices=True)
         return np.where(tissue, probed[tuple(nearest)], np.float32(np.nan)).astype(np.float32)
@@ -156,6 +173,6 @@ class SlidePlanner:
 
 def _seen(tissue: NDArray[np.bool_], i: int, j: int, stride: int) -> bool:
     """Whether a tile of the raster within a stride of (i, j) shows tissue: an islet beside it is looked at itself."""
-    rows = range(max(0, i - stride + 1), min(tissue.shape[0], i + stride))
-    cols = range(max(0, j - stride + 1), min(tissue.shape[1], j + stride))
-    return any(tissue[r, c] for r in rows if r % stride == 0 for c in cols if c % stride == 0)
+    rows, cols = ([at for at in (k // stride * stride, k // stride * stride + stride) if at < min(k + stride, count)]
+                  for k, count in zip((i, j), tissue.shape, strict=True))  # fmt: skip
+    return any(tissue[r, c] for r in rows for c in cols)

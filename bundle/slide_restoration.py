@@ -38,7 +38,13 @@ if TYPE_CHECKING:
 
 FOCUS_MAP_SIDE_PX = 2048  # a focus map is averaged down to at most this many values a side
 
-Progress = Callable[[int, int], None]  # tiles done, tiles in all
+Progress = Callable[[int, int], None]  # done, in all
+Follow = Callable[[str], Progress]  # what is under way -> its progress
+
+
+def unfollowed(phase: str) -> Progress:
+    """Nobody looks."""
+    return lambda done, total: None
 
 
 class SlideReport(NamedTuple):

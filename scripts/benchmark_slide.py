@@ -9,18 +9,23 @@ Writes  --output: slide.ome.tiff, made of the fields and out of focus by a known
         benchmark.json. A slide of the same size that is there already is used again. The restored slide is removed
 Prints  seconds and CPU seconds of each stage, their share, tiles per second, peak memory
 
-A stage's time is its own: reading that is asked for while planning counts as reading.
+A stage's time is its own: reading that is asked for while planning counts as reading. Reading and writing that go on
+beside the network have their own seconds, so that stages may sum to more than the whole; CPU seconds never do.
+Ends with 1 where reading and writing alone take more than a tenth of the chain's CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import os
 import platform
 import resource
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,7 +45,7 @@ from bundle.host import keep_large_allocations
 from bundle.loading import CONFIG, WEIGHTS, load_slide_planner, load_tile_restorer
 from bundle.optics.focal_stack import GainTable, simulate_plane
 from bundle.optics.pupil import OPTICS_40X
-from bundle.slide_job import Engine, Wishes, restore_image
+from bundle.slide_job import RESTORING, Engine, Wishes, restore_image
 from bundle.slide_plan import MODES, SlidePlan, SlidePlanner
 from bundle.slide_restoration import SlideRestorer
 from bundle.slides import writer
@@ -55,6 +60,7 @@ MPP = 0.25
 GLASS = 243
 DEPTH_UM = 2.4  # the relief reaches from minus this to this; 1 µm from the stage on average
 PATTERN_PX = 2048  # the tissue repeats after this
+MOST_SHARE = 0.1  # of reading and writing in the chain's CPU time
 
 
 class Cost(NamedTuple):
@@ -68,26 +74,44 @@ class Cost(NamedTuple):
 
 
 class Stages:
-    """Charges time to the innermost stage that is running."""
+    """Charges time to the innermost stage that is running, and work of other threads to its own stage."""
 
     def __init__(self, synchronise: Callable[[], None]) -> None:
         self.costs: dict[str, Cost] = {}
         self._running = ["rest"]
         self._synchronise = synchronise
+        self._thread, self._lock, self._beside_s = threading.current_thread(), threading.Lock(), 0.0
         self._since = time.perf_counter(), time.process_time()
 
     def charge(self) -> None:
         """Give the time since the last call to the stage that is running."""
         self._synchronise()
         now = time.perf_counter(), time.process_time()
-        name = self._running[-1]
-        self.costs[name] = self.costs.get(name, Cost()).plus(now[0] - self._since[0], now[1] - self._since[1])
+        with self._lock:
+            beside_s, self._beside_s = self._beside_s, 0.0
+            self._add(self._running[-1], now[0] - self._since[0], now[1] - self._since[1] - beside_s)
         self._since = now
+
+    def _add(self, name: str, seconds: float, cpu_seconds: float) -> None:
+        self.costs[name] = self.costs.get(name, Cost()).plus(seconds, cpu_seconds)
+
+    def _beside(self, name: str, call: Callable[[], Any]) -> Any:
+        """A call in another thread: its CPU time is not that of the stage which runs meanwhile."""
+        began = time.perf_counter(), time.thread_time()
+        try:
+            return call()
+        finally:
+            cpu_seconds = time.thread_time() - began[1]
+            with self._lock:
+                self._add(name, time.perf_counter() - began[0], cpu_seconds)
+                self._beside_s += cpu_seconds
 
     def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """`call` as a stage."""
 
         def run(*arguments: Any, **options: Any) -> Any:
+            if threading.current_thread() is not self._thread:
+                return self._beside(name, functools.partial(call, *arguments, **options))
             self.charge()
             self._running.append(name)
             try:
@@ -205,20 +229,25 @@ def measure(engine: Engine, source: Path, result: Path, device: str, mode: str
                   ("P-diffusion", network.inferer, "sample")]  # fmt: skip
     done = [0]
 
-    def follow(count: int, total: int) -> None:
-        done[0] = count
+    def follow(phase: str) -> Callable[[int, int], None]:
+        def restored(count: int, total: int) -> None:
+            done[0] = count
 
+        return restored if phase == RESTORING else lambda count, total: None
+
+    began = time.perf_counter()
     with stages.watching(*calls):
         wishes = Wishes(mode, overwrite=True, compression="jpeg")
         report = restore_image(engine, Job(source, [result]), wishes, follow)
         stages.charge()
+    seconds = time.perf_counter() - began
     size = result.stat().st_size
     result.unlink()
-    total = Cost(*(sum(part) for part in zip(*stages.costs.values(), strict=True)))
+    cpu_seconds = sum(cost.cpu_seconds for cost in stages.costs.values())
     facts = {
         "tiles": report.tiles, "runs": done[0], "kinds": {kind.name: n for kind, n in report.kinds.items()},
-        "kept": report.kept, "result_bytes": size, "seconds": total.seconds, "cpu_seconds": total.cpu_seconds,
-        "runs_per_second": done[0] / total.seconds, "runs_per_cpu_second": done[0] / total.cpu_seconds,
+        "kept": report.kept, "result_bytes": size, "seconds": seconds, "cpu_seconds": cpu_seconds,
+        "runs_per_second": done[0] / seconds, "runs_per_cpu_second": done[0] / cpu_seconds,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None,
     }  # fmt: skip
@@ -261,13 +290,15 @@ def main() -> None:
         "unchanged": measure(idle, source, result, "cpu", arguments.mode),
         "chain": measure(chain, source, result, device, arguments.mode),
     }
-    show(arguments, measured)
+    share = show(arguments, measured)
     report = {
         name: {"stages": {stage: cost._asdict() for stage, cost in costs.items()}} | facts
         for name, (costs, facts) in measured.items()
     }
     with replace_when_done(folder / "benchmark.json", overwrite=True) as file:
         file.write((json.dumps({"machine": machine(arguments), **report}, indent=2) + "\n").encode())
+    if share > MOST_SHARE:
+        sys.exit(1)
 
 
 def machine(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -280,8 +311,8 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
             "load": round(os.getloadavg()[0], 1)}  # fmt: skip
 
 
-def show(arguments: argparse.Namespace, measured: dict[str, tuple[dict[str, Cost], dict[str, Any]]]) -> None:
-    """One table a run, and the ratio that is to stay below a tenth."""
+def show(arguments: argparse.Namespace, measured: dict[str, tuple[dict[str, Cost], dict[str, Any]]]) -> float:
+    """One table a run; the share of reading and writing in the chain's CPU time."""
     console = Console()
     for name, (costs, facts) in measured.items():
         title = f"{name}: {arguments.side} x {arguments.side} px, {facts['runs']} tiles run of {facts['tiles']}"
@@ -297,7 +328,9 @@ def show(arguments: argparse.Namespace, measured: dict[str, tuple[dict[str, Cost
         console.print(f"{kinds}; {facts['kept']}")
         console.print(f"{facts['runs_per_second']:.2f} tiles a second, peak {facts['peak_gb']:.2f} GB")
     ratio = measured["unchanged"][1]["cpu_seconds"] / measured["chain"][1]["cpu_seconds"]
-    console.print(f"Reading and writing alone take {ratio:.1%} of the chain's CPU time.")
+    due = f"at most {MOST_SHARE:.0%} are due"
+    console.print(f"Reading and writing alone take {ratio:.1%} of the chain's CPU time, {due}.")
+    return ratio
 
 
 if __name__ == "__main__":

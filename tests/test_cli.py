@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from bundle.cli import main
+from bundle.slide_plan import SlidePlanner
 
 ROOT = Path(__file__).parents[1]
 
@@ -360,6 +361,29 @@ def test_an_existing_result_is_replaced_only_with_overwrite(tmp_path: Path, netw
     assert (tmp_path / "out" / "a.tif").read_bytes() != before
 
 
+def test_a_repeated_command_skips_what_is_finished_where_it_is_asked_to(
+    tmp_path: Path, network: list[str], capsys
+) -> None:
+    """A night of slides that stopped half-way goes on by the same command, and ends with 0."""
+    images = [save(tmp_path / "in" / name) for name in ("a.tif", "b.png")]
+    out = tmp_path / "out"
+    assert main(["restore", str(images[0]), "--output", str(out), "--skip-existing", *network]) == 0
+    before = (out / "a.tif").read_bytes()
+    capsys.readouterr()
+    command = ["restore", *map(str, images), "--output", str(out), "--skip-existing", *network]
+    assert main(command) == 0
+    assert f"a.tif: {out / 'a.tif'} is there, left as it is" in capsys.readouterr().out
+    assert left_in(out) == ["a.tif", "b.png"] and (out / "a.tif").read_bytes() == before
+    assert main(command) == 0
+    assert main([*command, "--overwrite"]) == 2
+    # Killed between the renaming of the result and the end of its ledger: the rest of the ledger is no work.
+    (out / "a.tif.partial" / "pixels").mkdir(parents=True)
+    assert main(command) == 0 and left_in(out) == ["a.tif", "b.png"]
+    (out / "a.tif.partial").mkdir()
+    (out / "a.tif.partial" / "job.json").write_text("{}")
+    assert main(command) == 0 and (out / "a.tif.partial" / "job.json").is_file()  # work of a run with --overwrite
+
+
 def test_results_never_collide_nor_replace_their_input(tmp_path: Path, network: list[str], capsys) -> None:
     """The scan is the only original."""
     images = [save(tmp_path / "one" / "a.tif"), save(tmp_path / "two" / "a.tif"), save(tmp_path / "one" / "b.tif")]
@@ -436,14 +460,18 @@ def test_the_options_reach_the_network(tmp_path: Path, network: list[str], capsy
     np.testing.assert_array_equal(run("tiles", "--tile-px", "64", "--batch", "3"), inverted)
 
 
-def tissue_slide(path: Path) -> Path:
+def tissue_slide(path: Path, pictures: bool = False) -> Path:
     """An Aperio slide: glass, then tissue that the stand-in's estimator finds 1.29 µm out of focus."""
     pixels = np.full((300, 900, 3), 240, np.uint8)
     pixels[:, 500:] = (90, 5, 40)
     path.parent.mkdir(parents=True, exist_ok=True)
     words = "Aperio Image Library v10.0.51\r\n900x300 [0,0 900x300] (64x64) JPEG/RGB Q=90|AppMag = 20|MPP = 0.4990"
-    tifffile.imwrite(path, pixels, photometric="rgb", tile=(64, 64), compression="jpeg", description=words,
-                     metadata=None)  # fmt: skip
+    options = {"photometric": "rgb", "compression": "jpeg", "metadata": None}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(pixels, tile=(64, 64), description=words, **options)
+        for name, kind in (("thumbnail", 0), ("label", 1), ("macro", 9)) if pictures else ():
+            picture, words = np.full((64, 96, 3), 200, np.uint8), f"Aperio Image Library v10.0.51\r\n{name} 96x64"
+            tiff.write(picture, description=words, subfiletype=kind, **options)
     return path
 
 
@@ -468,6 +496,20 @@ def test_a_slide_becomes_an_ome_tiff_that_says_where_it_comes_from(
     options = ["--compression", "lzw", "--mode", "coarse", "--no-report", *network]
     assert main(["restore", str(image), "--output", str(one), *options]) == 0
     assert left_in(tmp_path / "one") == ["restored.ome.tif"]
+
+
+def test_the_pictures_of_the_glass_come_only_when_asked_for(tmp_path: Path, network: list[str], capsys) -> None:
+    """They may show a patient's name. A slide without them is restored all the same, and says so."""
+    image, out = tissue_slide(tmp_path / "in" / "a.svs", pictures=True), tmp_path / "out"
+    command = ["restore", str(image), "--no-report", "--mode", "coarse", *network]
+    assert main([*command, "--output", str(out)]) == 0 and left_in(out) == ["a.ome.tiff"]
+    assert main([*command, "--output", str(out), "--associated", "--overwrite"]) == 0
+    assert left_in(out) == ["a.ome.tiff", "a_label.png", "a_macro.png"]
+    capsys.readouterr()
+    plain = ["restore", str(tissue_slide(tmp_path / "in" / "b.svs")), "--associated", *command[2:]]
+    assert main([*plain, "--output", str(out)]) == 0
+    told = capsys.readouterr()
+    assert "b.svs has no label picture" in told.err and "b_label.png" not in told.out
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path, network: list[str], capsys) -> None:
@@ -502,8 +544,11 @@ def test_the_doctor_names_each_gap_and_what_to_do(tmp_path: Path, network: list[
     assert main(["doctor", "a.png"]) == 2
 
 
-def test_focus_of_a_slide_is_a_picture_outlines_and_a_table(tmp_path: Path, network: list[str], capsys) -> None:
+def test_focus_of_a_slide_is_a_picture_outlines_and_a_table(
+    tmp_path: Path, network: list[str], capsys, monkeypatch
+) -> None:
     """Who plans a night of scanning again reads the table, and QuPath shows the outlines at their places."""
+    probes = SlidePlanner._probes
     image = tissue_slide(tmp_path / "in" / "a.svs")
     command = ["focus", str(image), "--output", str(tmp_path / "out"), "--tile-px", "64", *network]
     assert main(command) == 0
@@ -520,6 +565,9 @@ def test_focus_of_a_slide_is_a_picture_outlines_and_a_table(tmp_path: Path, netw
     strong = [one for one in features if one["properties"]["classification"]["name"] == "Strong"]
     assert sum(one["properties"]["measurements"]["tiles"] for one in strong) == sum("strong" in x for x in lines)
     assert main(command) == 1
+    calls: list[int] = []
+    monkeypatch.setattr(SlidePlanner, "_probes", lambda *given: calls.append(given[2]) or probes(*given))
+    assert main([*command, "--overwrite", "--probes", "7"]) == 0 and calls == [7]
 
 
 def test_focus_writes_a_picture_and_signed_numbers(tmp_path: Path, network: list[str], capsys) -> None:

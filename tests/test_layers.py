@@ -28,9 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "p_diffusion": {"conventions", "prompts"},
     "training": {"conventions", "data", "optics", "prompts", "p_former", "p_diffusion", "weights"},
     "restoration": {"conventions", "optics", "prompts", "p_former", "p_diffusion"},
-    "slide_plan": {"conventions", "prompts", "slides"},
-    "tile_runs": {"conventions", "slide_plan", "slides"},
-    "slide_restoration": {"conventions", "restoration", "slide_plan", "slides", "tile_runs", "trust"},
+    "beside": set(),
+    "slide_plan": {"beside", "conventions", "prompts", "slides"},
+    "tile_runs": {"beside", "conventions", "slide_plan", "slides"},
+    "slide_restoration": {"beside", "conventions", "restoration", "slide_plan", "slides", "tile_runs", "trust"},
     "trust": {"optics", "restoration", "slides"},  # what the scanner would have recorded of a result is optics
     "slide_report": {"conventions", "prompts", "report", "slide_plan", "slides", "trust", "viewing"},
     "field_restoration": {"conventions", "restoration", "slides"},

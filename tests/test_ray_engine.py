@@ -77,7 +77,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(
     missing = Job(tmp_path / "d.tif", [tmp_path / "ray" / "d.tif"])
     wishes = Wishes(mode="full")
     for slide in slides:
-        restore_image(recipe.engine(), Job(slide, [tmp_path / "local" / slide.name]), wishes, lambda *_: None)
+        restore_image(recipe.engine(), Job(slide, [tmp_path / "local" / slide.name]), wishes)
     for mark in recipe.weights.parent.glob("pid-*"):
         mark.unlink()
     monkeypatch.setenv("RAY_worker_niceness", "0")  # on a busy machine workers would wait for minutes

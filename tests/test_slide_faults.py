@@ -88,7 +88,7 @@ def one_thread() -> Iterator[None]:
 
 def run(engine: Engine, source: Path, result: Path, **wishes: object) -> SlideReport:
     asked = Wishes(**{"mode": "full", "mpp": 0.25} | wishes)
-    return restore_image(engine, Job(source, [result]), asked, lambda *_: None)
+    return restore_image(engine, Job(source, [result]), asked)
 
 
 def left_in(folder: Path) -> list[str]:

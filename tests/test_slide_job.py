@@ -56,7 +56,7 @@ source = folder / "field.png"
 def restore(result, overwrite=False):
     engine = Engine(SlideRestorer(Network(), 64, 16, block_px=96, batch=3), SlidePlanner(), *files)
     wishes = Wishes(mode="adaptive", mpp=0.25, overwrite=overwrite)
-    restore_image(engine, Job(source, [result]), wishes, lambda done, total: None)
+    restore_image(engine, Job(source, [result]), wishes)
 
 def in_child(result, kill_at):
     """(signal or 0, events seen) of a restoration in a child."""

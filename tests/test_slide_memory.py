@@ -74,7 +74,7 @@ for name in ("inference.json", "model.pt"):
     (folder / name).write_text("{}")
 engine = Engine(SlideRestorer(Darker()), SlidePlanner(), folder / "inference.json", folder / "model.pt")
 before = peak_gb()
-report = restore_image(engine, Job(source, [result]), Wishes(mode="coarse", compression="jpeg"), lambda *_: None)
+report = restore_image(engine, Job(source, [result]), Wishes(mode="coarse", compression="jpeg"))
 with open_image(result) as reader:
     middle = reader.read(shape[0] // 2 - 100, shape[1] // 2 - 100, 200, 200).mean()
     levels = len(reader.levels)

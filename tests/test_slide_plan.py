@@ -81,6 +81,21 @@ def test_the_estimator_looks_at_a_raster_and_at_every_islet() -> None:
     assert plan.kinds[3, 5] == Kind.STRONG and plan.kinds[0, 0] == Kind.IN_FOCUS
 
 
+def test_a_large_slide_is_looked_at_in_seconds() -> None:
+    """`mop focus` promises seconds: a slide of ten thousand tiles is looked at on a coarser raster, islets included."""
+    islet = Box(0, 1984, 64, 64)
+    reader = Painted(1024, 2048, {Box(0, 0, 1024, 512): 2.0, Box(0, 512, 1024, 512): -3.0, islet: 0.5})
+    estimator, grid = Estimator(), TileGrid(*reader.shape, 64, 0)
+    told: list[tuple[int, int]] = []
+    planner = SlidePlanner(stride=2)
+    plan = planner.plan(reader, grid, "adaptive", estimator, CPU, lambda *progress: told.append(progress), 24)
+    assert estimator.calls <= 24 and told == [(k + 1, estimator.calls) for k in range(estimator.calls)]
+    assert plan.defocus_um[5, 1] == pytest.approx(2, abs=0.1) and plan.defocus_um[5, 14] == pytest.approx(-3, abs=0.1)
+    assert plan.defocus_um[0, 31] == pytest.approx(0.5, abs=0.1)
+    whole = planner.plan(reader, grid, "adaptive", Estimator(), CPU)
+    np.testing.assert_array_equal(np.isnan(whole.defocus_um), np.isnan(plan.defocus_um))
+
+
 def test_a_slide_without_tissue_is_refused() -> None:
     """A copy of the input that claims to be restored would be the worst answer."""
     with pytest.raises(ValueError, match=r"must show tissue, none was found in painted\.svs"):

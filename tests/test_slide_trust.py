@@ -74,7 +74,7 @@ def restore(source: Path, result: Path, wishes: Wishes) -> np.ndarray:
     folder = source.parents[1]
     restorer = SlideRestorer(network, 64, 16, block_px=96, batch=2)
     engine = Engine(restorer, SlidePlanner(), folder / "inference.json", folder / "model.pt")
-    restore_image(engine, Job(source, [result]), wishes, lambda done, total: None)
+    restore_image(engine, Job(source, [result]), wishes)
     with open_image(result) as reader:
         return reader.read(0, 0, HEIGHT, WIDTH)
 

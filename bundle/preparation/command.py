@@ -54,8 +54,9 @@ def prepare(
         raise UsageError(f"--section must be one of {', '.join(SECTIONS)}, got {section}.")
     plan = Plan(Path(sources[0]), Path(output), pattern, spacing_um, mpp, section,
                 workers or usable_processes(FIELD_BYTES))
-    with progress_bars("fields") as follow:
-        outcome = prepare_dataset(plan, say, lambda problem: complain(sentence(ValueError(problem))), follow("fields"))
+    with progress_bars() as of_image:
+        outcome = prepare_dataset(plan, say, lambda problem: complain(sentence(ValueError(problem))),
+                                  of_image("fields")("fields"))  # fmt: skip
     say(outcome_line(outcome, plan.dataset))
     if outcome.failed:
         sys.exit(1)

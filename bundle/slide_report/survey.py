@@ -8,7 +8,9 @@ Blocks that are copies are not read again; the others are read once more from th
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -56,7 +58,8 @@ class Survey(NamedTuple):
 
 
 def survey(source: Source, made: Readable, grid: TileGrid, plan: SlidePlan, block_px: int,
-           estimator: DefocusEstimator, device: torch.device) -> Survey:
+           estimator: DefocusEstimator, device: torch.device,
+           progress: Callable[[int, int], None] | None = None) -> Survey:  # fmt: skip
     """Look over a finished restoration.
 
     Args:
@@ -67,6 +70,7 @@ def survey(source: Source, made: Readable, grid: TileGrid, plan: SlidePlan, bloc
         block_px: side of the blocks that were restored at once.
         estimator: D_φ.
         device: of the estimator.
+        progress: told of every tile that the estimator looks at, before and after.
     """
     scale = max(1.0, max(grid.height, grid.width) / THUMBNAIL_PX)
     before = source.read_scaled(grid.image, scale)
@@ -83,8 +87,14 @@ def survey(source: Source, made: Readable, grid: TileGrid, plan: SlidePlan, bloc
     means = (change / rows[:, None] / cols[None, :]).astype(np.float32)
     tissue = plan.kinds != Kind.BACKGROUND
     probes = _probes(tissue)
-    before_um = _estimated(source, grid, probes, tissue, estimator, device)
-    after_um = _estimated(made, grid, probes, tissue, estimator, device)
+    looked_at = itertools.count(1)
+
+    def note() -> None:
+        if progress is not None:
+            progress(next(looked_at), 2 * len(probes))
+
+    before_um = _estimated(source, grid, probes, tissue, estimator, device, note)
+    after_um = _estimated(made, grid, probes, tissue, estimator, device, note)
     return Survey(before, after, scale, means, before_um, after_um, len(probes))
 
 
@@ -114,12 +124,13 @@ def _probes(tissue: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def _estimated(image: Readable, grid: TileGrid, probes: list[tuple[int, int]], tissue: NDArray[np.bool_],
-               estimator: DefocusEstimator, device: torch.device) -> NDArray[np.float32]:
+               estimator: DefocusEstimator, device: torch.device, note: Callable[[], None]) -> NDArray[np.float32]:
     known = np.full(tissue.shape, np.nan, np.float32)
     for i, j in probes:
         pixels = image.read(grid.rows[i], grid.cols[j], grid.tile_height, grid.tile_width)
         tile = from_uint8(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].contiguous())
         with torch.inference_mode():
             known[i, j] = float(estimator.focus_map(tile.to(device)).mean())
+        note()
     nearest = ndimage.distance_transform_edt(np.isnan(known), return_distances=False, return_indices=True)
     return np.where(tissue, known[tuple(nearest)], np.float32(np.nan)).astype(np.float32)

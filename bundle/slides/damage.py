@@ -43,6 +43,9 @@ class MarkingReader(ImageReader):
     def tiff_page(self) -> int | None:
         return self._source.tiff_page
 
+    def associated(self, name: str) -> NDArray[np.uint8] | None:
+        return self._source.associated(name)
+
     def damaged(self, box: Box, level: int = 0) -> bool:
         return (box, level) in self._damaged
 

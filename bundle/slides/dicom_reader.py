@@ -82,6 +82,14 @@ class DicomReader(ImageReader):
         """Every file of the series."""
         return self._files
 
+    def associated(self, name: str) -> NDArray[np.uint8] | None:
+        slide = self._slide
+        held, read = ((slide.labels, slide.read_label) if name == "label" else (slide.overviews, slide.read_overview))
+        try:
+            return np.asarray(read().convert("RGB")) if held is not None else None
+        except _DAMAGE as error:
+            raise ImageError(f"the {name} of {self.path.name} cannot be decoded: {_reason(error)}.") from error
+
     def _read(self, box: Box, level: int) -> NDArray[np.uint8]:
         try:
             region = self._slide.read_region(

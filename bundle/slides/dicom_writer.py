@@ -58,8 +58,7 @@ class DicomSink(LedgerSink):
         with folder_when_done(self.path, MARK, self.overwrite, self.ledger.folder) as folder:
             pyramid = folder / _PYRAMID
             with pyramid.open("x+b") as file:
-                write_pyramid(file, self.shape, lambda row, rows: self.read(row, 0, rows, self.shape[1]),
-                              self.encoding, Record(self.path.name), False, folder)  # fmt: skip
+                write_pyramid(file, self.shape, self._rows, self.encoding, Record(self.path.name), False, folder)
             _write_levels(pyramid, folder, self.record)
             pyramid.unlink()
 

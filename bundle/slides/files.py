@@ -18,18 +18,24 @@ class Job(NamedTuple):
     results: list[Path]
 
 
+class Jobs(NamedTuple):
+    """What a command is to do."""
+
+    allowed: list[Job]  # their results are distinct, may be written, and are never the image itself
+    finished: list[Job]  # their result is there and stays
+    problems: list[str]  # one sentence for each that must not run
+
+
 def plan_jobs(
-    images: Iterable[str], results_of: Callable[[Path], list[Path]], overwrite: bool
-) -> tuple[list[Job], list[str]]:
-    """Jobs for images and folders of images, and one sentence for each that must not run.
+    images: Iterable[str], results_of: Callable[[Path], list[Path]], overwrite: bool, skip_existing: bool = False
+) -> Jobs:
+    """Jobs for images and folders of images.
 
     Args:
         images: files, or folders whose images are taken (not those of their subfolders).
         results_of: the files that come of an image.
         overwrite: existing results may be replaced.
-
-    Returns:
-        Jobs whose results are distinct, not there yet unless `overwrite`, and never the image itself; problems.
+        skip_existing: an image whose result is there is no problem.
     """
     problems: list[str] = []
     found: dict[Path, None] = {}  # a set that keeps its order: an image named twice is one image
@@ -43,14 +49,15 @@ def plan_jobs(
         found |= dict.fromkeys(members)
     jobs = [Job(image, results_of(image)) for image in found]
     counts = Counter(result for job in jobs for result in job.results)
-    allowed = []
+    planned = Jobs([], [], problems)
     for job in jobs:
-        problem = _problem(job, counts, overwrite)
-        if problem is None:
-            allowed.append(job)
-        else:
+        finished = skip_existing and job.results[0].exists()
+        problem = _problem(job, counts, overwrite or finished)
+        if problem is not None:
             problems.append(problem)
-    return allowed, problems
+        else:
+            (planned.finished if finished else planned.allowed).append(job)
+    return planned
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -142,6 +142,11 @@ class BlockLedger:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def holds_work(folder: Path) -> bool:
+    """Whether a folder is a ledger that a run can go on from."""
+    return (folder / _JOB).is_file()
+
+
 def drop_unfinished(folder: Path) -> None:
     """Remove the work of another job.
 

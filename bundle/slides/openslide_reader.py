@@ -65,6 +65,15 @@ class OpenSlideReader(ImageReader):
         # Of the others some overlap their tiles, some keep several areas, some have no file at hand to try.
         return 0 if self._slide.properties.get(openslide.PROPERTY_NAME_VENDOR) == "aperio" else None
 
+    def associated(self, name: str) -> NDArray[np.uint8] | None:
+        if name not in self._slide.associated_images:
+            return None
+        try:
+            picture = self._slide.associated_images[name]
+        except openslide.OpenSlideError as error:
+            raise ImageError(f"the {name} of {self.path.name} cannot be decoded: {_reason(error)}.") from error
+        return np.asarray(picture.convert("RGB"))
+
     def _read(self, box: Box, level: int) -> NDArray[np.uint8]:
         zoom = self.levels[level].downsample
         corner = (round(box.col * zoom), round(box.row * zoom))

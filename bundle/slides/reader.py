@@ -55,6 +55,9 @@ class Level(NamedTuple):
     downsample: float  # level-0 pixels per pixel
 
 
+ASSOCIATED = ("label", "macro")  # pictures that a scanner takes of the glass
+
+
 class SlideFacts(NamedTuple):
     """What a file says about itself beside its pixels."""
 
@@ -121,6 +124,16 @@ class ImageReader(ABC):
     def damaged(self, box: Box, level: int = 0) -> bool:
         """Whether the reading of exactly this rectangle met pixels that cannot be decoded; see damage.py."""
         return False
+
+    def associated(self, name: str) -> NDArray[np.uint8] | None:
+        """The slide's label or its macro picture, (h, w, 3) uint8, None where it has none: one of `ASSOCIATED`.
+
+        Both may show a patient's name: only for who asks for them.
+
+        Raises:
+            ImageError: it is there and cannot be decoded.
+        """
+        return None
 
     def read_at(self, box: Box, mpp: float) -> NDArray[np.uint8]:
         """A rectangle of level 0 at a wanted µm per pixel; see `read_scaled`.

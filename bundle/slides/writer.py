@@ -8,8 +8,9 @@ beside them (ledger.py), so that a killed run can go on.
 from __future__ import annotations
 
 import secrets
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from bundle.slides.grid import Box
 from bundle.slides.jpeg_tiles import JpegTiles
-from bundle.slides.ledger import FIGURES, BlockLedger, drop_unfinished
+from bundle.slides.ledger import FIGURES, BlockLedger, drop_unfinished, holds_work
 from bundle.slides.pyramid import Encoding, Record, told, write_pyramid
 from bundle.slides.reader import DICOM_FOLDER, RASTER_SUFFIXES, TIFF_SUFFIXES, ImageReader
 from bundle.slides.whole_files import refuse_existing, replace_when_done
@@ -39,6 +40,7 @@ class ImageSink(ABC):
     """
 
     keeps_work = False  # whether finished blocks survive the process
+    progress: Callable[[int, int], None] | None = None  # told of rows written and rows in all
 
     def __init__(self, path: Path, shape: tuple[int, int], record: Record, overwrite: bool) -> None:
         self.path, self.shape, self.record, self.overwrite = path, shape, record, overwrite
@@ -204,6 +206,15 @@ class LedgerSink(ImageSink):
                 pixels[part.within(box)] = self.ledger.read(part) if source is None else source.read(*part)
         return pixels
 
+    def _rows(self, row: int, rows: int) -> NDArray[np.uint8]:
+        """Rows for the file, asked for from top to bottom."""
+        self._tell_rows(row)
+        return self.read(row, 0, rows, self.shape[1])
+
+    def _tell_rows(self, written: int) -> None:
+        if self.progress is not None:
+            self.progress(written, self.shape[0])
+
     def _refuse_lost(self) -> None:
         """A block that vanished from the disk would be read back black."""
         for row in range(0, self.shape[0], self.block_px):
@@ -236,9 +247,6 @@ class TiffSink(LedgerSink):
         self.source_tiles: JpegTiles | None = None
         super().__init__(path, shape, record, overwrite, block_px, job)
 
-    def _rows(self, row: int, rows: int) -> NDArray[np.uint8]:
-        return self.read(row, 0, rows, self.shape[1])
-
     def _save(self) -> None:
         # What a killed run leaves in the ledger's folder goes with it.
         with replace_when_done(self.path, self.overwrite, self.ledger.folder) as file:
@@ -254,6 +262,13 @@ class TiffSink(LedgerSink):
 def unfinished_of(path: Path) -> Path:
     """The folder where unfinished work of a result waits."""
     return path.parent / f"{path.name}.partial"
+
+
+def drop_leftovers(path: Path) -> None:
+    """Remove what a run left behind that was killed after its result had got its name."""
+    folder = unfinished_of(path)
+    if path.exists() and folder.is_dir() and not holds_work(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_ome_name(path: Path) -> bool:

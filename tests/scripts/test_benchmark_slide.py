@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +36,9 @@ class Clock:
         return self.now
 
     def process_time(self) -> float:
+        return self.now / 2
+
+    def thread_time(self) -> float:
         return self.now / 2
 
 
@@ -71,6 +75,19 @@ def test_each_second_goes_to_the_innermost_stage(script: ModuleType, monkeypatch
     assert "plan" not in vars(Heir) and "plan" in vars(Work)
     work.plan()
     assert sum(cost.seconds for cost in stages.costs.values()) == 17
+
+
+def test_work_beside_the_network_is_not_charged_to_it(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading ahead that counts as P-diffusion would hide what reading costs."""
+    clock = Clock()
+    monkeypatch.setattr(script, "time", clock)
+    stages, work = script.Stages(lambda: None), Heir(clock)
+    with stages.watching(("read", Work, "read")), ThreadPoolExecutor(1) as pool:
+        clock.now += 3
+        pool.submit(work.read).result()
+        clock.now += 1
+        stages.charge()
+    assert stages.costs == {"read": (5, 2.5), "rest": (9, 2)}  # 9 seconds passed, 2 of its own
 
 
 def test_the_slide_has_its_tissue_in_the_middle_and_says_its_depth(script: ModuleType, tmp_path: Path) -> None:

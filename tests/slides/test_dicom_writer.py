@@ -154,7 +154,7 @@ def test_a_dicom_result_is_one_image_again(tmp_path: Path) -> None:
     """`mop view`, `mop focus` and `mop restore` take what `mop restore` gave."""
     path = write(tmp_path / "a.dicom")
     assert result_of(Path("a.svs"), path) == path
-    jobs, problems = plan_jobs([str(path)], lambda image: [tmp_path / "out" / image.name], overwrite=False)
+    jobs, _, problems = plan_jobs([str(path)], lambda image: [tmp_path / "out" / image.name], overwrite=False)
     assert len(jobs) == 1 and not problems
     with open_image(path) as folder, open_image(jobs[0].image) as file:
         assert folder.shape == file.shape == SHAPE and len(file.files) == 3

@@ -10,7 +10,7 @@ import tifffile
 
 from bundle.slides.grid import Box
 from bundle.slides.openslide_reader import OpenSlideReader
-from bundle.slides.reader import open_image
+from bundle.slides.reader import ASSOCIATED, open_image
 
 # A folder with slides of scanners and DICOM files; tests write the others themselves.
 SLIDES = Path(os.environ.get("MOP_TEST_SLIDES", Path(__file__).parents[2].parent / "shared" / "data" / "slides"))
@@ -54,7 +54,7 @@ def test_a_scanners_slide_is_read_as_tifffile_decodes_it(tmp_path: Path) -> None
             assert np.abs(reader.read(row, col, height, width, k).astype(int) - oracle).max() <= 2
 
 
-def test_label_and_macro_are_never_read(tmp_path: Path) -> None:
+def test_label_and_macro_are_never_read_as_tissue(tmp_path: Path) -> None:
     """They carry the patient's name; a restored slide must not."""
     with open_image(write_svs(tmp_path / "a.svs")) as reader:
         assert len(reader.levels) == 2
@@ -66,6 +66,25 @@ def test_label_and_macro_are_never_read(tmp_path: Path) -> None:
         tiff.write(smooth(64, 96), photometric="rgb", metadata={"axes": "YXS", "Name": "Label image"})
     with open_image(tmp_path / "a.ome.tif") as reader:
         np.testing.assert_array_equal(reader.read(0, 0, *reader.shape), smooth())
+
+
+def test_label_and_macro_are_given_to_who_asks(tmp_path: Path) -> None:
+    """An archive may need them beside the restored slide; red is what the scanner's label was written as."""
+    with open_image(write_svs(tmp_path / "a.svs")) as reader:
+        for name in ASSOCIATED:
+            picture = reader.associated(name)
+            assert picture is not None and picture.shape == (64, 96, 3)
+            assert np.abs(picture.astype(int) - (255, 0, 0)).max() <= 2
+    tifffile.imwrite(tmp_path / "b.tif", smooth(), photometric="rgb")
+    with open_image(tmp_path / "b.tif") as reader:
+        assert reader.associated("label") is None
+
+
+@needs_slides
+def test_a_dicom_slide_without_a_label_says_so() -> None:
+    """wsidicom answers None, not an error, where a series has no such picture."""
+    with open_image(SLIDES / "sm_image.dcm") as reader:
+        assert [reader.associated(name) for name in ASSOCIATED] == [None, None]
 
 
 def test_what_was_not_scanned_has_the_background_colour(tmp_path: Path) -> None:
