@@ -6,7 +6,7 @@ draws what the unbroken run would have drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +28,15 @@ class SeededPatches(Dataset):
         length: patches an epoch.
         seed: of the run.
         repeat: True draws the same patches every epoch: a validation set.
+        kept: seeds of patches that somebody keeps: of these the seed alone is given.
     """
 
     def __init__(self, fields: Sequence[dict[str, Any]], transform: Compose, length: int, seed: int = 0,
-                 repeat: bool = False) -> None:
+                 repeat: bool = False, kept: Collection[int] = ()) -> None:
         if not len(fields):
             raise ValueError("patches need at least one field, got none.")
         self.fields, self.transform, self.length, self.seed, self.repeat = fields, transform, length, seed, repeat
-        self.epoch = 0
+        self.kept, self.epoch = kept, 0
         weights = np.array([_weight(field) for field in fields], dtype=float)
         self.share = weights / weights.sum()
 
@@ -49,9 +50,12 @@ class SeededPatches(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A record with `label` (3, H, W), `mpp`, `file` and `seed`, which fixes its defocus."""
         random = np.random.RandomState(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(4))
+        seed = int(random.randint(2**31))
+        if seed in self.kept:
+            return {"seed": seed}
         record = dict(self.fields[random.choice(len(self.fields), p=self.share)])
         self.transform.set_random_state(state=random)
-        return {**self.transform(record), "seed": int(random.randint(2**31))}
+        return {**self.transform(record), "seed": seed}
 
 
 def _weight(field: dict[str, Any]) -> float:

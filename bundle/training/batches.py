@@ -53,11 +53,15 @@ class KeptBatches:
     """Keeps what `prepare` made of each batch: for validation and wherever the same patches come again.
 
     Saves the simulation and the frozen prompts; see docs/decisions/0005-frozen-prompts.md.
+
+    Attributes:
+        seeds: of the patches that are kept, for a dataset that need not draw them again.
     """
 
     def __init__(self, prepare: Callable[..., Prepared]) -> None:
         self.prepare = prepare
         self.kept: dict[tuple[int, ...], Prepared] = {}
+        self.seeds: set[int] = set()
 
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
                  **kwargs: Any) -> Prepared:
@@ -65,6 +69,7 @@ class KeptBatches:
         seeds = tuple(torch.as_tensor(batchdata["seed"]).tolist())
         if seeds not in self.kept:
             self.kept[seeds] = self.prepare(batchdata, device, non_blocking, **kwargs)
+            self.seeds.update(seeds)
         return self.kept[seeds]
 
 

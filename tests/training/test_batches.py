@@ -22,4 +22,5 @@ def test_a_validation_batch_is_prepared_once_and_never_mistaken_for_another() ->
     cpu = torch.device("cpu")
     for _ in range(2):
         assert [float(kept(batch, cpu)[0][0]) for batch in batches] == [0, 2, 4]
-    assert calls == [(cpu, False)] * 3
+    assert calls == [(cpu, False)] * 3 and kept.seeds == {0, 1, 2, 7}
+    assert float(kept({"seed": torch.tensor([1, 7])}, cpu)[0][0]) == 2  # the seeds alone are enough
