@@ -11,9 +11,10 @@ STUDIES ?=
 ARGS ?=
 LABEL := .venv-label
 DEPLOY := .venv-deploy
+EXTRAS := .venv-extras
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint evaluate train export label deploy test-label test-integrations clean
+.PHONY: help install demo test lint evaluate train export label deploy test-label test-integrations test-extras clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,5 +83,15 @@ test-label: $(DEVELOP) $(LABEL)/ready.stamp  ## MONAI Label's real server, asked
 test-integrations: $(DEVELOP) $(LABEL)/ready.stamp $(DEPLOY)/ready.stamp  ## MONAI Label, MONAI Deploy and MLflow, each by its own program
 	$(PY) -m pytest tests/integrations tests/exporting/test_mlflow_model.py -m "slow or not slow" $(ARGS)
 
+$(EXTRAS)/ready.stamp: requirements.txt requirements-dev.txt requirements-ray.txt requirements-extras.txt
+	"$(PYTHON)" -m venv $(EXTRAS)
+	$(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt \
+		-r requirements-ray.txt -r requirements-extras.txt
+	@touch $@
+
+test-extras: $(EXTRAS)/ready.stamp  ## what optional packages do: foundation encoders, networks of table 1, Ray
+	$(EXTRAS)/bin/python -m pytest tests/prompts/test_foundation.py tests/reproduction tests/test_ray_engine.py \
+		-m "slow or not slow" $(ARGS)
+
 clean:  ## remove what make wrote, keep the weights
-	rm -rf $(VENV) $(LABEL) $(DEPLOY) demo evaluation .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL) $(DEPLOY) $(EXTRAS) demo evaluation .pytest_cache .mypy_cache .ruff_cache

@@ -42,6 +42,7 @@ class Method(NamedTuple):
 METHODS = {
     "uformer": Method("Uformer", "p_former", "table1_uformer"),
     "swinir": Method("SwinIR", "p_former", "table2_swinir"),
+    "grl": Method("GRL", "p_former", "table1_grl"),
     "restormer": Method("Restormer", "p_former", "table1_restormer"),
     "p_former": Method("P-former (ours)", "p_former", "table4_f_pp"),
     "resfusion": Method("Resfusion", "p_diffusion", "table1_resfusion"),
@@ -53,7 +54,7 @@ METHODS = {
     "restormer_resshift": Method("Restormer + ResShift", "p_diffusion", "table1_restormer_resshift", "restormer"),
     "mop": Method("P-former + P-diffusion (ours)", "p_diffusion", "table5_pp_pe", "p_former"),
 }
-OF_A_LIBRARY = ("uformer", "swinir")  # trained where asked for: they need spandrel
+OF_A_LIBRARY = ("uformer", "swinir", "grl")  # trained where asked for: they need spandrel
 ROWS = {1: tuple(name for name in METHODS if name not in OF_A_LIBRARY),
         2: ("restormer", "restormer_resshift", "p_former", "p_diffusion", "mop")}
 

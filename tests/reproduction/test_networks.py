@@ -47,7 +47,9 @@ def test_a_library_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) ->
         LibraryNetwork("Uformer", 128, {})
 
 
-@pytest.mark.parametrize(("overlay", "parameters"), [("table1_uformer", 50_880_946), ("table2_swinir", 11_504_163)])
+@pytest.mark.usefixtures("torchvision_schemas")
+@pytest.mark.parametrize(("overlay", "parameters"), [
+    ("table1_uformer", 50_880_946), ("table2_swinir", 11_504_163), ("table1_grl", 19_805_263)])  # fmt: skip
 def test_rows_of_the_library_have_the_published_size(overlay: str, parameters: int) -> None:
     """Another size is another method; runs where spandrel is installed."""
     pytest.importorskip("spandrel")
