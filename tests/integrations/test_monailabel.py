@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,6 +36,43 @@ pytestmark = [pytest.mark.slow,
 TISSUE: NDArray[np.uint8] = skimage.data.immunohistochemistry()
 # Not square, not grey, no two edges alike: a transposed, mirrored or recoloured answer shows.
 FIELD = np.ascontiguousarray(TISSUE[100:164, 40:136])
+
+# QuPath itself is a program with windows. These stand for the classes that the script asks: one slide, in which one
+# annotation of 90 x 50 px at (40, 120) is selected.
+QUPATH = {
+    "javafx/application/Platform": "class Platform { static runLater(Runnable work) { work.run() } }",
+    "qupath/lib/common/GeneralTools": """class GeneralTools {
+        static toPath(URI uri) { java.nio.file.Paths.get(uri) }
+        static stripInvalidFilenameChars(String name) { name.replace(':', '') } }""",
+    "qupath/lib/gui/QuPathGUI": """class QuPathGUI {
+        static class Viewer { def setImageData(data) { println "opened ${data.server} as ${data.type}" } }
+        static all = [new Viewer()]
+        static getInstance() { new QuPathGUI() }
+        def getViewerManager() { this }
+        def getAllViewers() { all }
+        def getActiveViewer() { all[0] }
+        def addColumn(viewer) { all << new Viewer() } }""",
+    "qupath/lib/images/ImageData": """class ImageData {
+        def server, type
+        ImageData(server, type) { this.server = server; this.type = type } }""",
+    "qupath/lib/regions/RegionRequest": """class RegionRequest {
+        int x, y, width, height
+        static createInstance(String path, double downsample, roi) { new RegionRequest(roi) } }""",
+    "qupath/lib/scripting/QP": """class QP {
+        static file = new File(System.getProperty("slide"))
+        static class Slide {
+            def getPath() { "a slide" }
+            def isRGB() { true }
+            def getURIs() { [file.toURI()] }
+            def getMetadata() { [getName: { -> "a:slide" }] as Expando }
+            def readRegion(it) { javax.imageio.ImageIO.read(file).getSubimage(it.x, it.y, it.width, it.height) } }
+        static getCurrentServer() { new Slide() }
+        static roi = [x: 40, y: 120, width: 90, height: 50]
+        static getSelectedObject() { [hasROI: { -> true }, getROI: { -> roi }] as Expando }
+        static getProject() { null }
+        static getCurrentImageData() { [getImageType: { -> "H&E" }] as Expando }
+        static buildServer(uri) { uri } }""",
+}
 
 
 class Server(NamedTuple):
@@ -125,6 +163,27 @@ def test_a_region_of_a_slide_is_the_one_that_was_asked_for(server: Server) -> No
     start = answer.content.index(b"\x89PNG")
     restored = np.asarray(Image.open(io.BytesIO(answer.content[start:])))
     assert np.abs(restored.astype(int) - load_restorer(stop_after="p_former")(half)).max() <= 1
+
+
+@pytest.mark.skipif(not shutil.which("groovy"), reason="needs groovy, the language of QuPath's scripts")
+def test_the_script_for_qupath_restores_the_annotation_and_opens_it_beside(server: Server, tmp_path: Path) -> None:
+    """A request that the server cannot read, or a result under another region's name, shows only at the microscope."""
+    for name, source in QUPATH.items():
+        path = tmp_path / "classes" / f"{name}.groovy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"package {'.'.join(name.split('/')[:-1])}\n{source}\n")
+    slide = tmp_path / "slides" / "slide.png"
+    slide.parent.mkdir()
+    slide.write_bytes(encoded(TISSUE))
+    script = (ROOT / "integrations" / "qupath" / "restore_region.groovy").read_text()
+    assert "http://127.0.0.1:8000" in script
+    (tmp_path / "restore_region.groovy").write_text(script.replace("http://127.0.0.1:8000", server.url))
+    command = ["groovy", "-cp", str(tmp_path / "classes"), f"-Dslide={slide}", str(tmp_path / "restore_region.groovy")]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    result = tmp_path / "slides" / "restored" / "aslide_40_120_90_50_restored.png"
+    assert said.stdout.splitlines() == [f"Restored: {result}", f"opened {result.as_uri()} as H&E"], said
+    expected = load_restorer()(np.ascontiguousarray(TISSUE[120:170, 40:130]))
+    assert np.abs(np.asarray(Image.open(result).convert("RGB")).astype(int) - expected).max() <= 1
 
 
 def test_what_cannot_be_restored_is_one_sentence(server: Server) -> None:
