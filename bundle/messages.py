@@ -104,7 +104,7 @@ def known_mpp(reader: ImageReader, given: float | None) -> float | None:
 def progress_bars() -> Iterator[Callable[[str], Follow]]:
     """A bar per image, which says what is under way and the time left of that, on a terminal; silence elsewhere."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
@@ -118,10 +118,14 @@ def progress_bars() -> Iterator[Callable[[str], Follow]]:
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
 
         def of_image(name: str) -> Follow:
-            task = bars.add_task(name.replace("[", r"\["), total=None, phase="")
+            tasks: list[TaskID] = []
 
             def follow(phase: str) -> Progress:
-                bars.reset(task, phase=phase)
+                # A task for every phase: one that is begun again keeps its old total.
+                for earlier in tasks:
+                    bars.remove_task(earlier)
+                task = bars.add_task(name.replace("[", r"\["), total=None, phase=phase)
+                tasks[:] = [task]
                 return lambda done, total: bars.update(task, completed=done, total=total)
 
             return follow

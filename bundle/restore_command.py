@@ -118,7 +118,8 @@ def restore(
 
     def results_of(image: Path) -> list[Path]:
         result = _result_of(image, folder, wishes)
-        drop_leftovers(result)
+        if not dry_run:
+            drop_leftovers(result)
         return wishes.results(image, result)
 
     jobs = readable_jobs(images, str(folder) if output or dry_run else "", results_of, overwrite or dry_run, tally,
@@ -174,7 +175,8 @@ def _tell(job: Job, report: SlideReport, wishes: Wishes, skip_in_focus: bool) ->
     sparing = skip_in_focus or planned
     kinds = f", {plan_line(report.kinds)}" if planned else ""
     kept = f", {report.kept}" if report.kept else ""
-    made = ", ".join(map(str, [job.results[0], *filter(Path.exists, wishes.beside(job))]))
+    pictures = filter(Path.exists, wishes.pictures(job.results[0]))
+    made = ", ".join(map(str, [job.results[0], *wishes.beside(job), *pictures]))
     say(result_line(job.image.name, report, sparing) + f"{kinds}{kept}, {made}")
     if report.unreadable:
         complain(f"warning: {report.unreadable} tiles of {job.image.name} hold parts that cannot be decoded: "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bundle.loading import load_slide_planner, load_tile_restorer
 from bundle.messages import complain, known_mpp, plan_line, stop_after_block
@@ -72,12 +75,16 @@ class Wishes(NamedTuple):
         """The files that come with the result of a job."""
         result = job.results[0]
         page = [_report_file(result)] if self.reports(job.image) else []
-        pictures = [_associated_file(result, name) for name in ASSOCIATED] if self.associated else []
-        return (trust_files(result) if self.judges else []) + page + pictures
+        return (trust_files(result) if self.judges else []) + page
+
+    def pictures(self, result: Path) -> list[Path]:
+        """Where label and macro of a slide go; it may lack them."""
+        return [_associated_file(result, name) for name in ASSOCIATED] if self.associated else []
 
     def results(self, image: Path, result: Path) -> list[Path]:
         """All files of a run that must not be there yet: unfinished work may have left some beside its result."""
-        return [result] + ([] if unfinished_of(result).is_dir() else self.beside(Job(image, [result])))
+        beside = [] if unfinished_of(result).is_dir() else self.beside(Job(image, [result]))
+        return [result, *beside, *self.pictures(result)]
 
     def encoding(self, image: Path, result: Path) -> Encoding:
         """How the result of an image is compressed."""
@@ -139,6 +146,7 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Follow = unf
         mpp = known_mpp(reader, wishes.mpp)
         work = job_of(reader, engine.weights, engine.config, _settings(engine, reader, wishes),
                       follow(HASHING))  # fmt: skip
+        pictures = _associated(reader, wishes.strict) if wishes.associated else {}
         made_s = max(file.stat().st_mtime for file in reader.files)
         record = Record(result.name, mpp, reader.icc_profile, notes_of(work, reader), tuple(reader.files), made_s)
         opened = time.perf_counter()
@@ -171,8 +179,6 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Follow = unf
             if wishes.reports(job.image):
                 seconds = {"plan": planned - opened, "restoration (of this run)": report.seconds}
                 _report(engine, reader, sink, plan, report, judged, record, seconds, follow)
-            if wishes.associated:
-                _write_associated(reader, result)
             sink.progress = follow(WRITING)
         if isinstance(reader, MarkingReader) and reader.marked and plan is not None:
             copies = restorer.copied_tiles(reader, plan)  # the sink has read them by now
@@ -183,6 +189,8 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Follow = unf
             from bundle.slide_report.page import complete_report
 
             complete_report(_report_file(result), _known_at_last(report))
+        if wishes.associated:
+            _write_associated(pictures, result)
         return report
 
 
@@ -232,17 +240,35 @@ def _associated_file(result: Path, name: str) -> Path:
     return result.parent / f"{_stem(result)}_{name}.png"
 
 
-def _write_associated(reader: ImageReader, result: Path) -> None:
-    """The scanner's pictures of the glass, for who asked for them; what a slide lacks is said."""
+def _associated(reader: ImageReader, strict: bool) -> dict[str, NDArray[np.uint8]]:
+    """The scanner's pictures of the glass, by name, read before hours of work; what a slide lacks is said."""
+    found = {}
+    for name in ASSOCIATED:
+        try:
+            picture = reader.associated(name)
+        except ImageError as error:
+            if strict:
+                raise
+            complain(f"warning: {error}")
+            continue
+        if picture is None:
+            complain(f"warning: {reader.path.name} has no {name} picture.")
+        else:
+            found[name] = picture
+    return found
+
+
+def _write_associated(pictures: Mapping[str, NDArray[np.uint8]], result: Path) -> None:
+    """Write them beside the result; those of an earlier result that is replaced go: they may be another patient's."""
     from PIL import Image
 
     for name in ASSOCIATED:
-        picture = reader.associated(name)
-        if picture is None:
-            complain(f"warning: {reader.path.name} has no {name} picture.")
+        path = _associated_file(result, name)
+        if name not in pictures:
+            path.unlink(missing_ok=True)
             continue
-        with replace_when_done(_associated_file(result, name), overwrite=True) as file:
-            Image.fromarray(picture).save(file, "PNG")
+        with replace_when_done(path, overwrite=True) as file:
+            Image.fromarray(pictures[name]).save(file, "PNG")
 
 
 def _stem(result: Path) -> str:

@@ -116,8 +116,8 @@ class SlidePlanner:
             estimator: D_φ, asked in adaptive mode only.
             device: of the estimator.
             progress: told of every tile that the estimator looks at.
-            most_probes: the stride is doubled until the estimator looks at no more tiles than this, as far as it is
-                above the number of islets; None leaves it.
+            most_probes: the estimator looks at no more tiles than this, one in every part of the tissue; None: at all
+                of its raster.
 
         Raises:
             ValueError: `mode` is unknown.
@@ -143,13 +143,14 @@ class SlidePlanner:
 
     def _probes(self, tissue: NDArray[np.bool_], most: int | None) -> list[tuple[int, int]]:
         """Places of the tiles that the estimator looks at: on a raster, and one of every islet beside it."""
-        stride = self.stride
-        while True:
-            probes = [(int(i), int(j)) for i, j in np.argwhere(tissue)
-                      if (i % stride == 0 and j % stride == 0) or not _seen(tissue, int(i), int(j), stride)]
-            if most is None or len(probes) <= most or stride > max(tissue.shape):
-                return probes
-            stride *= 2
+        places = np.argwhere(tissue)
+        probes = [(int(i), int(j)) for i, j in places
+                  if (i % self.stride == 0 and j % self.stride == 0) or not _seen(tissue, int(i), int(j), self.stride)]
+        side = self.stride
+        while most is not None and len(probes) > most:
+            side += max(1, side // 4)  # at last a square is as large as the slide
+            probes = _one_of_each_square(places, side)
+        return probes
 
     def _estimated(self, reader: ImageReader, grid: TileGrid, tissue: NDArray[np.bool_],
                    probes: list[tuple[int, int]], estimator: DefocusEstimator, device: torch.device,
@@ -169,6 +170,16 @@ class SlidePlanner:
         # Each tile takes the word of the nearest one that was looked at.
         nearest = ndimage.distance_transform_edt(np.isnan(probed), return_distances=False, return_indices=True)
         return np.where(tissue, probed[tuple(nearest)], np.float32(np.nan)).astype(np.float32)
+
+
+def _one_of_each_square(places: NDArray[np.int64], side: int) -> list[tuple[int, int]]:
+    """Of places (N, 2) the one in the middle of those that share a square of `side` x `side`, in reading order."""
+    _, square = np.unique(places // side, axis=0, return_inverse=True)
+    square = square.ravel()
+    middle = np.stack([np.bincount(square, along) for along in places.T], 1) / np.bincount(square)[:, None]
+    order = np.lexsort((np.square(places - middle[square]).sum(1), square))
+    chosen = order[np.unique(square[order], return_index=True)[1]]
+    return [(int(i), int(j)) for i, j in places[np.sort(chosen)]]
 
 
 def _seen(tissue: NDArray[np.bool_], i: int, j: int, stride: int) -> bool:

@@ -10,7 +10,8 @@ Writes  --output: slide.ome.tiff, made of the fields and out of focus by a known
 Prints  seconds and CPU seconds of each stage, their share, tiles per second, peak memory
 
 A stage's time is its own: reading that is asked for while planning counts as reading. Reading and writing that go on
-beside the network have their own seconds, so that stages may sum to more than the whole; CPU seconds never do.
+beside the network have their own seconds, so that stages may sum to more than the whole; CPU seconds never do. zarr
+compresses in threads of its own: that part of writing counts with what the network does meanwhile.
 Ends with 1 where reading and writing alone take more than a tenth of the chain's CPU time.
 """
 
@@ -81,6 +82,7 @@ class Stages:
         self._running = ["rest"]
         self._synchronise = synchronise
         self._thread, self._lock, self._beside_s = threading.current_thread(), threading.Lock(), 0.0
+        self._inside = threading.local()
         self._since = time.perf_counter(), time.process_time()
 
     def charge(self) -> None:
@@ -97,10 +99,14 @@ class Stages:
 
     def _beside(self, name: str, call: Callable[[], Any]) -> Any:
         """A call in another thread: its CPU time is not that of the stage which runs meanwhile."""
+        if getattr(self._inside, "stage", False):  # reading that reads is one reading
+            return call()
+        self._inside.stage = True
         began = time.perf_counter(), time.thread_time()
         try:
             return call()
         finally:
+            self._inside.stage = False
             cpu_seconds = time.thread_time() - began[1]
             with self._lock:
                 self._add(name, time.perf_counter() - began[0], cpu_seconds)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -378,7 +379,15 @@ def test_a_repeated_command_skips_what_is_finished_where_it_is_asked_to(
     assert main([*command, "--overwrite"]) == 2
     # Killed between the renaming of the result and the end of its ledger: the rest of the ledger is no work.
     (out / "a.tif.partial" / "pixels").mkdir(parents=True)
+    assert main(command) == 0 and (out / "a.tif.partial").is_dir()  # a run may just have begun it
+    os.utime(out / "a.tif.partial", (0, 0))
+    assert main([*command, "--dry-run"]) == 0 and (out / "a.tif.partial").is_dir()
     assert main(command) == 0 and left_in(out) == ["a.tif", "b.png"]
+    (out / "a.tif.partial").mkdir()
+    (out / "a.tif.partial" / "notes.txt").touch()
+    os.utime(out / "a.tif.partial", (0, 0))
+    assert main(command) == 0 and (out / "a.tif.partial" / "notes.txt").is_file()  # nothing of ours
+    shutil.rmtree(out / "a.tif.partial")
     (out / "a.tif.partial").mkdir()
     (out / "a.tif.partial" / "job.json").write_text("{}")
     assert main(command) == 0 and (out / "a.tif.partial" / "job.json").is_file()  # work of a run with --overwrite
@@ -470,7 +479,8 @@ def tissue_slide(path: Path, pictures: bool = False) -> Path:
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(pixels, tile=(64, 64), description=words, **options)
         for name, kind in (("thumbnail", 0), ("label", 1), ("macro", 9)) if pictures else ():
-            picture, words = np.full((64, 96, 3), 200, np.uint8), f"Aperio Image Library v10.0.51\r\n{name} 96x64"
+            picture = np.full((64, 96, 3), {"thumbnail": 90, "label": 150, "macro": 210}[name], np.uint8)
+            words = f"Aperio Image Library v10.0.51\r\n{name} 96x64"
             tiff.write(picture, description=words, subfiletype=kind, **options)
     return path
 
@@ -506,10 +516,15 @@ def test_the_pictures_of_the_glass_come_only_when_asked_for(tmp_path: Path, netw
     assert main([*command, "--output", str(out), "--associated", "--overwrite"]) == 0
     assert left_in(out) == ["a.ome.tiff", "a_label.png", "a_macro.png"]
     capsys.readouterr()
-    plain = ["restore", str(tissue_slide(tmp_path / "in" / "b.svs")), "--associated", *command[2:]]
-    assert main([*plain, "--output", str(out)]) == 0
+    for name, level in (("label", 150), ("macro", 210)):
+        assert np.abs(np.asarray(Image.open(out / f"a_{name}.png")).astype(int) - level).max() <= 2
+    # Another slide under the same name: no picture of the one before may stay beside it.
+    tissue_slide(tmp_path / "in" / "a.svs")
+    assert main([*command, "--output", str(out), "--associated"]) == 1
+    assert main([*command, "--output", str(out), "--associated", "--overwrite"]) == 0
     told = capsys.readouterr()
-    assert "b.svs has no label picture" in told.err and "b_label.png" not in told.out
+    assert "a.svs has no label picture" in told.err and "a_label.png" not in told.out
+    assert left_in(out) == ["a.ome.tiff"]
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path, network: list[str], capsys) -> None:

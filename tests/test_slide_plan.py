@@ -83,7 +83,7 @@ def test_the_estimator_looks_at_a_raster_and_at_every_islet() -> None:
 
 def test_a_large_slide_is_looked_at_in_seconds() -> None:
     """`mop focus` promises seconds: a slide of ten thousand tiles is looked at on a coarser raster, islets included."""
-    islet = Box(0, 1984, 64, 64)
+    islet = Box(0, 1920, 128, 128)
     reader = Painted(1024, 2048, {Box(0, 0, 1024, 512): 2.0, Box(0, 512, 1024, 512): -3.0, islet: 0.5})
     estimator, grid = Estimator(), TileGrid(*reader.shape, 64, 0)
     told: list[tuple[int, int]] = []
@@ -94,6 +94,20 @@ def test_a_large_slide_is_looked_at_in_seconds() -> None:
     assert plan.defocus_um[0, 31] == pytest.approx(0.5, abs=0.1)
     whole = planner.plan(reader, grid, "adaptive", Estimator(), CPU)
     np.testing.assert_array_equal(np.isnan(whole.defocus_um), np.isnan(plan.defocus_um))
+
+
+def test_the_bound_holds_for_fragments_and_strips_and_every_part_of_them_is_looked_at() -> None:
+    """Thin cores fall between the places of a coarse raster: by strides alone all tiles were looked at, or one."""
+    tissue = np.zeros((90, 120), bool)
+    tissue[np.random.default_rng(0).random(tissue.shape) < 0.1] = True
+    tissue[:, 57:59] = True
+    for most in (500, 60, 1):
+        probes = SlidePlanner()._probes(tissue, most)
+        assert most // 2 <= len(probes) <= most and all(tissue[place] for place in probes)
+    far = np.array(SlidePlanner()._probes(tissue, 60))
+    places = np.argwhere(tissue)
+    assert np.abs(places[:, None] - far[None]).max(axis=2).min(axis=1).max() <= 30
+    assert len(SlidePlanner()._probes(tissue, None)) > 500
 
 
 def test_a_slide_without_tissue_is_refused() -> None:

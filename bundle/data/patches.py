@@ -50,7 +50,7 @@ class SeededPatches(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A record with `label` (3, H, W), `mpp`, `file` and `seed`, which fixes its defocus."""
         random = np.random.RandomState(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(4))
-        seed = int(random.randint(2**31))
+        seed = int(random.randint(2**62, dtype=np.int64))
         if seed in self.kept:
             return {"seed": seed}
         record = dict(self.fields[random.choice(len(self.fields), p=self.share)])

@@ -1,6 +1,7 @@
 """DICOM slide microscopy by wsidicom: all files of a series are one slide.
 
-Any file of the series names it; the others are looked for in the same folder. Labels and overviews are not opened.
+Any file of the series names it; the others are looked for in the same folder. Labels and overviews are
+read by `associated` alone.
 """
 
 from __future__ import annotations

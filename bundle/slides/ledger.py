@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from bundle.slides.grid import Box
 
 FIGURES = 4
 _JOB = "job.json"
+_PARTS = ("pixels", "figures", "plan.npz", "trust")
+_JUST_BEGUN_S = 60  # a run that makes its ledger has written its job long before
 
 
 class BlockLedger:
@@ -142,9 +145,11 @@ class BlockLedger:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def holds_work(folder: Path) -> bool:
-    """Whether a folder is a ledger that a run can go on from."""
-    return (folder / _JOB).is_file()
+def is_remainder(folder: Path) -> bool:
+    """Whether a folder is what an interrupted removal left of a ledger: no work, nothing of others, not just begun."""
+    held = {path.name for path in folder.iterdir()}
+    ours = {name for name in held if name in _PARTS or (name.startswith(".mop-") and name.endswith(".tmp"))}
+    return held == ours and time.time() - folder.stat().st_mtime > _JUST_BEGUN_S
 
 
 def drop_unfinished(folder: Path) -> None:

@@ -66,13 +66,18 @@ class OpenSlideReader(ImageReader):
         return 0 if self._slide.properties.get(openslide.PROPERTY_NAME_VENDOR) == "aperio" else None
 
     def associated(self, name: str) -> NDArray[np.uint8] | None:
-        if name not in self._slide.associated_images:
-            return None
         try:
-            picture = self._slide.associated_images[name]
+            # Not by `in`: it decodes the picture.
+            held = name in list(self._slide.associated_images)
+            return np.asarray(self._slide.associated_images[name].convert("RGB")) if held else None
         except openslide.OpenSlideError as error:
+            self._reopen()
             raise ImageError(f"the {name} of {self.path.name} cannot be decoded: {_reason(error)}.") from error
-        return np.asarray(picture.convert("RGB"))
+
+    def _reopen(self) -> None:
+        """After an error OpenSlide refuses everything: a new handle keeps the rest of the slide readable."""
+        self._slide.close()
+        self._slide = openslide.OpenSlide(self.path)
 
     def _read(self, box: Box, level: int) -> NDArray[np.uint8]:
         zoom = self.levels[level].downsample
@@ -80,9 +85,7 @@ class OpenSlideReader(ImageReader):
         try:
             region = self._slide.read_region(corner, level, (box.width, box.height))
         except openslide.OpenSlideError as error:
-            # After an error OpenSlide refuses everything: a new handle keeps the rest of the slide readable.
-            self._slide.close()
-            self._slide = openslide.OpenSlide(self.path)
+            self._reopen()
             where = f"{box.height} x {box.width} px at row {box.row}, column {box.col}"
             raise ImageError(f"{self.path.name} cannot be decoded ({where}): {_reason(error)}.") from error
         pixels = np.asarray(region)

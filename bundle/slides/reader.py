@@ -7,7 +7,8 @@
 
 What is refused, in one sentence, instead of guessed: grey, alpha, palette TIFF, 16-bit and floating pixels, several
 planes without a chosen one, orientation tags in TIFF, anything below `MIN_SIDE_PX`. EXIF orientation of a PNG or JPEG
-is applied: the image is read as a viewer shows it. Label and macro images are never read: they carry names.
+is applied: the image is read as a viewer shows it. Label and macro images, which carry names, are read by `associated`
+alone.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bundle.slides.grid import Box
 from bundle.slides.jpeg_tiles import JpegTiles
-from bundle.slides.ledger import FIGURES, BlockLedger, drop_unfinished, holds_work
+from bundle.slides.ledger import FIGURES, BlockLedger, drop_unfinished, is_remainder
 from bundle.slides.pyramid import Encoding, Record, told, write_pyramid
 from bundle.slides.reader import DICOM_FOLDER, RASTER_SUFFIXES, TIFF_SUFFIXES, ImageReader
 from bundle.slides.whole_files import refuse_existing, replace_when_done
@@ -208,12 +208,13 @@ class LedgerSink(ImageSink):
 
     def _rows(self, row: int, rows: int) -> NDArray[np.uint8]:
         """Rows for the file, asked for from top to bottom."""
-        self._tell_rows(row)
-        return self.read(row, 0, rows, self.shape[1])
+        pixels = self.read(row, 0, rows, self.shape[1])
+        self._tell_rows(row + rows)
+        return pixels
 
-    def _tell_rows(self, written: int) -> None:
+    def _tell_rows(self, read: int) -> None:
         if self.progress is not None:
-            self.progress(written, self.shape[0])
+            self.progress(read, self.shape[0])
 
     def _refuse_lost(self) -> None:
         """A block that vanished from the disk would be read back black."""
@@ -267,7 +268,7 @@ def unfinished_of(path: Path) -> Path:
 def drop_leftovers(path: Path) -> None:
     """Remove what a run left behind that was killed after its result had got its name."""
     folder = unfinished_of(path)
-    if path.exists() and folder.is_dir() and not holds_work(folder):
+    if path.exists() and folder.is_dir() and is_remainder(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 

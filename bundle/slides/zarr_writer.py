@@ -50,10 +50,10 @@ class ZarrSink(LedgerSink):
             height, width = shapes[k]
             for row, col in itertools.product(range(0, height, SHARD_PX), range(0, width, SHARD_PX)):
                 box = Box(row, col, SHARD_PX, SHARD_PX).overlap(Box(0, 0, height, width))
-                if k == 0:
-                    self._tell_rows(row)
                 pixels = self.read(*box) if k == 0 else _halved_from(levels[k - 1], box)
                 level[:, box.row : box.bottom, box.col : box.right] = pixels.transpose(2, 0, 1)
+                if k == 0:
+                    self._tell_rows(box.bottom)
 
 
 def _halved_from(finer: Any, box: Box) -> NDArray[np.uint8]:

@@ -60,6 +60,9 @@ class Work:
 class Heir(Work):
     """Inherits what is watched."""
 
+    def again(self) -> None:
+        self.read()
+
 
 def test_each_second_goes_to_the_innermost_stage(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading that is counted as planning too makes shares that sum to more than the whole."""
@@ -82,9 +85,9 @@ def test_work_beside_the_network_is_not_charged_to_it(script: ModuleType, monkey
     clock = Clock()
     monkeypatch.setattr(script, "time", clock)
     stages, work = script.Stages(lambda: None), Heir(clock)
-    with stages.watching(("read", Work, "read")), ThreadPoolExecutor(1) as pool:
+    with stages.watching(("read", Work, "read"), ("read", Heir, "again")), ThreadPoolExecutor(1) as pool:
         clock.now += 3
-        pool.submit(work.read).result()
+        pool.submit(work.again).result()  # a reader in a reader
         clock.now += 1
         stages.charge()
     assert stages.costs == {"read": (5, 2.5), "rest": (9, 2)}  # 9 seconds passed, 2 of its own

@@ -10,13 +10,14 @@ import tifffile
 
 from bundle.slides.grid import Box
 from bundle.slides.openslide_reader import OpenSlideReader
-from bundle.slides.reader import ASSOCIATED, open_image
+from bundle.slides.reader import ASSOCIATED, ImageError, open_image
 
 # A folder with slides of scanners and DICOM files; tests write the others themselves.
 SLIDES = Path(os.environ.get("MOP_TEST_SLIDES", Path(__file__).parents[2].parent / "shared" / "data" / "slides"))
 needs_slides = pytest.mark.skipif(not SLIDES.is_dir(), reason="needs MOP_TEST_SLIDES, a folder of slides")
 
 APERIO = "Aperio Image Library v10.0.51\r\n{w}x{h} [0,0 {w}x{h}] (240x240) JPEG/RGB Q=70"
+RED, BLUE = (254, 0, 0), (0, 0, 254)  # of the label and of the macro picture
 FACTS = "|AppMag = 20|StripeWidth = 1000|MPP = 0.4990|Left = 25.7"
 
 
@@ -30,7 +31,7 @@ def write_svs(path: Path, pixels: np.ndarray | None = None) -> Path:
     """As an Aperio scanner does: the slide, its thumbnail, a level, label and macro."""
     pixels = smooth() if pixels is None else pixels
     jpeg = {"photometric": "rgb", "compression": "jpeg", "metadata": None}
-    level, red = pixels[::2, ::2], np.full((64, 96, 3), (255, 0, 0), np.uint8)
+    level, red, blue = pixels[::2, ::2], *(np.full((64, 96, 3), colour, np.uint8) for colour in (RED, BLUE))
     with tifffile.TiffWriter(path) as tiff:
         height, width = pixels.shape[:2]
         tiff.write(pixels, tile=(128, 128), description=APERIO.format(w=width, h=height) + FACTS, **jpeg)
@@ -38,7 +39,7 @@ def write_svs(path: Path, pixels: np.ndarray | None = None) -> Path:
         tiff.write(level, tile=(128, 128), description=APERIO.format(w=level.shape[1], h=level.shape[0]) + FACTS,
                    subfiletype=1, **jpeg)
         tiff.write(red, description=APERIO.format(w=96, h=64) + "\r\nlabel 96x64", subfiletype=1, **jpeg)
-        tiff.write(red, description=APERIO.format(w=96, h=64) + "\r\nmacro 96x64", subfiletype=9, **jpeg)
+        tiff.write(blue, description=APERIO.format(w=96, h=64) + "\r\nmacro 96x64", subfiletype=9, **jpeg)
     return path
 
 
@@ -60,7 +61,8 @@ def test_label_and_macro_are_never_read_as_tissue(tmp_path: Path) -> None:
         assert len(reader.levels) == 2
         for level, held in enumerate(reader.levels):
             pixels = reader.read(0, 0, held.height, held.width, level)
-            assert not ((pixels[..., 0] > 250) & (pixels[..., 1] < 5)).any()
+            for colour in (RED, BLUE):
+                assert not (np.abs(pixels.astype(int) - colour).max(axis=2) < 5).any()
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tiff:
         tiff.write(smooth(), photometric="rgb", tile=(128, 128), metadata={"axes": "YXS", "Name": "slide"})
         tiff.write(smooth(64, 96), photometric="rgb", metadata={"axes": "YXS", "Name": "Label image"})
@@ -69,12 +71,22 @@ def test_label_and_macro_are_never_read_as_tissue(tmp_path: Path) -> None:
 
 
 def test_label_and_macro_are_given_to_who_asks(tmp_path: Path) -> None:
-    """An archive may need them beside the restored slide; red is what the scanner's label was written as."""
-    with open_image(write_svs(tmp_path / "a.svs")) as reader:
-        for name in ASSOCIATED:
+    """An archive may need them beside the restored slide; a label in the macro's place shows a name."""
+    path = write_svs(tmp_path / "a.svs")
+    with open_image(path) as reader:
+        for name, colour in zip(ASSOCIATED, (RED, BLUE), strict=True):
             picture = reader.associated(name)
             assert picture is not None and picture.shape == (64, 96, 3)
-            assert np.abs(picture.astype(int) - (255, 0, 0)).max() <= 2
+            assert np.abs(picture.astype(int) - colour).max() <= 2
+    with tifffile.TiffFile(path) as tiff:
+        damaged, size = tiff.pages[3].dataoffsets[0], tiff.pages[3].databytecounts[0]
+    with path.open("r+b") as file:
+        file.seek(damaged)
+        file.write(bytes(size))
+    with open_image(path) as reader:
+        with pytest.raises(ImageError, match=r"the label of a\.svs cannot be decoded"):
+            reader.associated("label")
+        assert reader.associated("macro") is not None and reader.read(0, 0, 32, 32).shape == (32, 32, 3)
     tifffile.imwrite(tmp_path / "b.tif", smooth(), photometric="rgb")
     with open_image(tmp_path / "b.tif") as reader:
         assert reader.associated("label") is None
