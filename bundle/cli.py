@@ -228,12 +228,13 @@ def _focus_slide(
     import numpy as np
 
     from bundle.slide_focus import write_slide_focus
+    from bundle.slide_job import PLANNING
     from bundle.slides.tissue import find_tissue
 
     known_mpp(reader, mpp)
     restorer = engine.restorer
     grid = restorer.grid(reader)
-    estimator, progress = restorer.tile_restorer.prompter.estimator, of_image(job.image.name)("tiles looked at")
+    estimator, progress = restorer.tile_restorer.prompter.estimator, of_image(job.image.name)(PLANNING)
     plan = engine.planner.plan(reader, grid, "adaptive", estimator, restorer.device, progress, probes)
     files = [job.results[0], *job.results[2:]]
     write_slide_focus(reader, grid, plan, find_tissue(reader), files, overwrite)

@@ -110,10 +110,11 @@ def progress_bars() -> Iterator[Callable[[str], Follow]]:
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(20),  # all of a line fits into 80 columns
         MofNCompleteColumn(),
-        TextColumn("{task.fields[phase]}, left"),
+        TextColumn("{task.fields[phase]},"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
 

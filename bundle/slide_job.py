@@ -38,8 +38,8 @@ from bundle.trust.gauge import LAYERS, LIMIT, TrustGauge, cell_side_px
 from bundle.trust.map import TrustMap, trust_files, trust_map, write_trust
 
 # What a progress bar says is under way.
-HASHING, PLANNING, RESTORING = "MB hashed", "tiles looked at", "tiles restored"
-LOOKING_AGAIN, WRITING = "tiles looked at again", "rows written"
+HASHING, PLANNING, RESTORING = "MB hashed", "tiles seen", "tiles restored"
+LOOKING_AGAIN, WRITING = "tiles seen again", "rows written"
 
 # Bytes of a result for each raw byte, with its levels, on stained tissue; a guess for --dry-run.
 _SIZE_OF_RESULT = {"lzw": 0.9, "jpeg": 0.2}

@@ -1,0 +1,45 @@
+"""What the command line says while it works."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+import rich.console
+
+from bundle.messages import progress_bars
+
+
+def test_a_bar_says_what_is_under_way_in_80_columns_and_begins_each_phase_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The total of the phase before would promise an end that is none; a line that wraps fills the screen."""
+    screen = io.StringIO()
+    console = rich.console.Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(rich.console, "Console", lambda **_: console)
+
+    def shown() -> str:
+        bars.refresh()
+        text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()).replace("\n", "\r").rsplit("\r", 1)[-1]
+        screen.truncate(0)
+        screen.seek(0)
+        return text.rstrip()
+
+    with progress_bars() as of_image:
+        bars = next(cell.cell_contents for cell in of_image.__closure__ or () if hasattr(cell.cell_contents, "refresh"))
+        follow = of_image("tcga-cr-7395-01a-01.svs")
+        follow("MB hashed")(3021, 3021)
+        assert "3021/3021 MB hashed" in shown()
+        restored = follow("tiles restored")
+        assert "0/? tiles restored" in shown()
+        restored(400, 10816)
+        line = shown()
+        assert "400/10816 tiles restored" in line and line.endswith("left") and len(line) <= 80
+        follow("rows written")
+        assert "tiles" not in shown()
+
+
+def test_where_nobody_looks_nothing_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    """A log file full of bars hides the one sentence that matters."""
+    with progress_bars() as of_image:
+        of_image("a.svs")("tiles restored")(1, 2)
+    assert capsys.readouterr().err == ""
