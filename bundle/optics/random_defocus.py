@@ -53,7 +53,8 @@ class DefocusSimulator:
         oversampling: camera pixels a pixel of the field, behind a drawn objective; below 1 counts as 1. Many cameras
             have finer pixels than their optics resolve.
         second_layer: share of the absorption that lies in another layer of the specimen, at a distance of its own,
-            behind a drawn objective; below 0 counts as 0. Cells lie upon each other in smears and thick sections.
+            mostly near focus, behind a drawn objective; below 0 counts as 0. Cells lie upon each other in smears and
+            thick sections.
         layer_um: defocus between two layers of the blur.
     """
 
@@ -109,7 +110,8 @@ class DefocusSimulator:
         amplitude = _draw(self.relief_um, generator)
         relief = random_relief_um(sharp.shape[-2], sharp.shape[-1], amplitude, generator)
         distance = position - relief.to(sharp.device)
-        other_share, other_um = _draw(self.second_layer, generator), self.reach_um * _draw((-1, 1), generator)
+        # Cubed: a camera is focused on some layer of the specimen, so the second lies near focus more often than not.
+        other_share, other_um = _draw(self.second_layer, generator), self.reach_um * _draw((-1, 1), generator) ** 3
         light = to_linear(sharp)
         blurred = defocus(light, distance, table, margin_px=0)
         if not standard and other_share > 0:
