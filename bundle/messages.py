@@ -134,6 +134,13 @@ def progress_bars() -> Iterator[Callable[[str], Follow]]:
         yield of_image
 
 
+def unwrapped(error: BaseException) -> BaseException:
+    """What a part of a config said, without what MONAI's parser wraps around it."""
+    while isinstance(error, RuntimeError) and str(error).startswith("Failed to ") and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def sentence(error: BaseException) -> str:
     """An error as one sentence on one line."""
     if isinstance(error, OSError) and error.strerror:

@@ -31,6 +31,7 @@ from monai.bundle import ConfigWorkflow
 from torch import Tensor
 
 from bundle.evaluation.origin import commit, hardware
+from bundle.messages import sentence, unwrapped
 from bundle.reproduction.methods import (
     METHODS,
     ROWS,
@@ -317,10 +318,7 @@ def main() -> int:
     try:
         run(parsed())
     except (ValueError, OSError, RuntimeError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # MONAI wraps what a part of a config says
-            cause = cause.__cause__
-        print(f"reproduce.py: {cause}", file=sys.stderr)
+        print(f"reproduce.py: {sentence(unwrapped(error))}", file=sys.stderr)
         return 1
     return 0
 

@@ -42,7 +42,8 @@ def train(stage: str, data: Path, runs: Path, extra: list[str]) -> None:
                "--dataset_dir", str(data.resolve()), "--runs_dir", str(runs.resolve()),
                "--estimator_weights", str((runs / "spectrum" / WEIGHTS).resolve()),
                "--encoder_weights", str((runs / "encoder" / WEIGHTS).resolve()), "--encoder_prefix", "encoder.", *extra]
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, **ALLOCATOR})
+    if subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, **ALLOCATOR}).returncode:
+        sys.exit(f"train_compact.py: stage {stage} ended early, why is said above: the same line goes on from there.")
 
 
 def assemble(runs: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ import re
 import pytest
 import rich.console
 
-from bundle.messages import progress_bars
+from bundle.messages import progress_bars, unwrapped
 
 
 def test_a_bar_says_what_is_under_way_in_80_columns_and_begins_each_phase_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +43,13 @@ def test_where_nobody_looks_nothing_is_drawn(capsys: pytest.CaptureFixture[str])
     with progress_bars() as of_image:
         of_image("a.svs")("tiles restored")(1, 2)
     assert capsys.readouterr().err == ""
+
+
+def test_of_an_error_in_a_config_the_part_s_own_sentence_is_told() -> None:
+    """MONAI wraps it twice; below it may lie a library's words that name no file."""
+    inner = ValueError("a datalist must be JSON, data/datalist.json is not")
+    inner.__cause__ = ValueError("Unterminated string")
+    outer = RuntimeError("Failed to evaluate ConfigExpression")
+    outer.__cause__ = RuntimeError("Failed to instantiate component 'bundle.data.fields.field_records'")
+    outer.__cause__.__cause__ = inner
+    assert unwrapped(outer) is inner and unwrapped(inner) is inner

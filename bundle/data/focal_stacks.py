@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -138,7 +139,7 @@ class NiftiStack(FocalStack):
         (self.file,) = files
         try:
             self._image: Any = nibabel.load(self.file)
-        except (ImageFileError, OSError, EOFError, ValueError) as error:
+        except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
             raise ImageError(f"{self.file.name} cannot be opened as NIfTI: {reason_of(error)}.") from error
         shape, kind = self._image.shape, self._image.get_data_dtype()
         plain = kind == np.uint8 and shape[-1] == 3 and (len(shape) == 4 or (len(shape) == 5 and shape[3] == 1))
@@ -159,7 +160,7 @@ class NiftiStack(FocalStack):
         if self._voxels is None:
             try:  # whole: to seek in a compressed volume is to read it again for each plane
                 voxels = np.asanyarray(self._image.dataobj)
-            except (OSError, EOFError, ValueError) as error:
+            except (OSError, EOFError, ValueError, zlib.error) as error:
                 raise ImageError(f"{self.file.name} cannot be read: {reason_of(error)}.") from error
             if voxels.dtype.names:
                 voxels = np.ascontiguousarray(voxels).view(np.uint8).reshape(*voxels.shape, 3)

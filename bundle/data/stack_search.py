@@ -16,7 +16,8 @@ of a plane. Such lists decide the split.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+import struct
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,7 @@ class Found(NamedTuple):
     problems: list[str]  # a sentence for each stack that cannot be used
     sections: dict[str, str]  # slide -> section, from text lists; empty without them
     ignored: list[str]  # images that are no plane of any stack
+    odd: list[str]  # a sentence for each slide with another number of planes than most
 
 
 class NamePattern:
@@ -102,12 +104,12 @@ def find_stacks(source: Path, pattern: str = "") -> Found:
     if chosen is None or "plane" in chosen.parts:
         by_name, ignored, problems = _plane_stacks(images, root, chosen)
         stacks += by_name
-    stacks, clashes = _distinct(stacks)
-    if not stacks and not problems:
+    stacks, clashes = _distinct(_with_patients(stacks))
+    if not stacks and not problems and not clashes:
         raise ValueError(f"{source} must hold focal stacks (planes named like 35_32_07.jpg, TIFF, NIfTI, DICOM, or "
                          f"folders of mop simulate), none is among its {len(files)} files: --pattern tells names.")
     stacks.sort(key=lambda stack: natural_order(stack.name))
-    return Found(stacks, problems + clashes, _sections(files, stacks), ignored)
+    return Found(stacks, problems + clashes, _sections(files, stacks), ignored, _odd_slides(stacks))
 
 
 def _named(form: str, files: tuple[Path, ...], path: Path, root: Path, pattern: NamePattern | None) -> StackSource:
@@ -140,19 +142,27 @@ def _plane_stacks(
         plane = int(parts["plane"])
         if plane in planes:
             problems.append(f"a plane must be one file, plane {plane} of {parts['slide']}_{parts['field']} is "
-                            f"{planes[plane].name} and {file.name}.")
+                            f"{planes[plane].relative_to(root)} and {file.relative_to(root)}.")
             continue
         planes[plane] = file
-    wanted: dict[str, set[int]] = defaultdict(set)
-    for (_, slide, _), planes in groups.items():
-        wanted[slide] |= set(planes)
+    fields: dict[tuple[str | None, str], list[frozenset[int]]] = defaultdict(list)
+    for (patient, slide, _), planes in groups.items():
+        fields[patient, slide].append(frozenset(planes))
     stacks = []
     for (patient, slide, field), planes in groups.items():
         source = StackSource("planes", tuple(planes[index] for index in sorted(planes)), slide, field, patient)
-        missing = sorted(set(range(min(wanted[slide]), max(wanted[slide]) + 1)) - set(planes))
+        of_slide = fields[patient, slide]
+        # What most fields of the slide have; of two that are as frequent the larger.
+        usual = max(of_slide, key=lambda numbers: (of_slide.count(numbers), len(numbers)))
+        wanted = set(range(min(usual), max(usual) + 1))
+        missing, stray = sorted(wanted - set(planes)), sorted(set(planes) - wanted)
         if missing:
             problems.append(f"every plane of a stack must be there, {source.name} has "
                             f"{len(planes)} and lacks plane {', '.join(map(str, missing[:5]))}.")
+            continue
+        if stray:
+            problems.append(f"fields of a slide must have the same planes, {source.name} alone has "
+                            f"{planes[stray[0]].name}.")
             continue
         stacks.append(source)
     return stacks, ignored, problems
@@ -173,11 +183,15 @@ def _has_pages(file: Path) -> bool:
     """Whether a TIFF holds several planes; a file that does not open is told when its turn comes."""
     import tifffile
 
+    from bundle.slides.tiff_reader import is_cut_short
+
     try:
         with tifffile.TiffFile(file) as tiff:
             # A pyramid's levels are pages too, but not of the first series.
-            return len(tiff.series[0].pages) > 1 or len({series.dtype for series in tiff.series}) > 1
-    except (ValueError, OSError, LookupError, TypeError):
+            if len(tiff.series[0].pages) > 1 or len({series.dtype for series in tiff.series}) > 1:
+                return True
+            return is_cut_short(tiff)
+    except (ValueError, OSError, LookupError, TypeError, struct.error):
         return True
 
 
@@ -200,6 +214,23 @@ def _dicom_series(files: Iterable[Path]) -> list[tuple[tuple[Path, ...], bool]]:
     return [(tuple(members), alone[folder] and len(members) > 1) for (folder, _), members in series.items()]
 
 
+def _with_patients(stacks: list[StackSource]) -> list[StackSource]:
+    """Slides of several patients that have one name get their patients' names in front."""
+    patients: dict[str, set[str | None]] = defaultdict(set)
+    for stack in stacks:
+        patients[stack.slide].add(stack.patient)
+    return [stack._replace(slide=f"{stack.patient}_{stack.slide}") if stack.patient and len(patients[stack.slide]) > 1
+            else stack for stack in stacks]
+
+
+def _odd_slides(stacks: list[StackSource]) -> list[str]:
+    """Slides whose planes are fewer or more than those of most: a plane that all fields of a slide lack shows here."""
+    planes = {stack.slide: len(stack.files) for stack in stacks if stack.form == "planes"}
+    usual = Counter(planes.values()).most_common(1)
+    return [f"warning: {slide} has {count} planes and most slides have {usual[0][0]}: one that is missing at an end "
+            "shifts the middle." for slide, count in planes.items() if count != usual[0][0]]
+
+
 def _distinct(stacks: list[StackSource]) -> tuple[list[StackSource], list[str]]:
     """Stacks whose names, as folders, differ; a sentence for the others."""
     by_name: dict[str, list[StackSource]] = defaultdict(list)
@@ -212,8 +243,9 @@ def _distinct(stacks: list[StackSource]) -> tuple[list[StackSource], list[str]]:
 
 def _sections(files: list[Path], stacks: list[StackSource]) -> dict[str, str]:
     """Sections that text lists name: `…/slide/35_32_07.jpg contrast distance` on each line."""
-    slides = {stack.slide for stack in stacks if stack.form == "planes"}
+    slides = {stack.slide for stack in stacks}
     sections: dict[str, str] = {}
+    strange = ""
     for file in files:
         section = next((LISTS[start] for start in LISTS if file.name.lower().startswith(start)), None)
         if section is None or file.suffix.lower() != ".txt":
@@ -222,10 +254,14 @@ def _sections(files: list[Path], stacks: list[StackSource]) -> dict[str, str]:
             path = re.split(r"[/\\]+", re.sub(r"(\.\w+)(\s.*)?$", r"\1", line.strip()))
             slide = path[-2] if len(path) > 1 else ""
             if slide not in slides:
+                strange = strange or (f"{file.name} with {path[-1]}" if SUFFIX.search(path[-1]) else "")
                 continue
             if sections.setdefault(slide, section) != section:
                 raise ValueError(f"a slide may be in one section only, {file.name} puts {slide} into {section} and "
                                  f"another list into {sections[slide]}.")
+    if strange and not sections:
+        raise ValueError(f"text lists name planes as slide/plane, of those found here they name none ({strange}): put "
+                         "each slide into a folder of its own, or remove the lists for a split of 8:1:1.")
     missing = sorted(slides - set(sections))
     if sections and missing:
         raise ValueError(f"text lists must name every slide, {missing[0]} is in none of them.")

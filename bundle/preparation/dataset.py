@@ -10,7 +10,7 @@
 datalist.json: {"training": [record …], "validation": […], "testing": […], …}, one record per field and plane:
 
     image        path of the plane, relative to DATASET       label        path of the all-in-focus target
-    slide, field, patient (null if unknown), mpp, plane       position_um  of the plane's stage, the middle one is 0
+    slide, field, patient (null if unknown), mpp, plane       position_um  of the plane's stage, 0 in the middle
     location     [[row, col] …] of its patches, 256 x 256 px  depth        path of the depth map, µm
     defocus_um   [signed µm …], one per patch                 contrast     [0..1 …], one per patch
 
@@ -102,10 +102,14 @@ def prepare_dataset(
     if found.ignored:
         complain(f"warning: {len(found.ignored)} images are named like no plane and left out, the first is "
                  f"{found.ignored[0]}: --pattern says how planes are named.")
+    for sentence in found.odd:
+        complain(sentence)
     jobs, unusable = plan_fields(found.stacks, plan)
     failures = found.problems + unusable
     for failure in failures:
         complain(failure)
+    if not jobs:
+        raise ValueError(f"a dataset needs fields, of {plan.source} none can be prepared: the sentences above say why.")
     sections = _choose_sections(jobs, found.sections, plan.section)
     with _alone(plan.dataset):
         facts: dict[str, FieldFacts] = {}
@@ -118,6 +122,9 @@ def prepare_dataset(
             if reason:
                 tell(f"{job.name}: prepared again, its {reason} changed")
             waiting.append(job)
+        before = _listed_before(plan.dataset / DATALIST)
+        if any(job.folder.exists() for job in waiting):  # the list that is there would speak of other fields
+            (plan.dataset / DATALIST).unlink(missing_ok=True)
         kept = done = len(facts)
         progress(done, len(jobs))
         for job, result in in_processes(prepare_one, waiting, plan.workers):
@@ -132,7 +139,7 @@ def prepare_dataset(
         facts = {job.name: facts[job.name] for job in jobs if job.name in facts}
         with replace_when_done(plan.dataset / REPORT, overwrite=True) as file:
             file.write(report_page(plan.dataset / FIELDS, facts, sections, failures).encode())
-        _write_datalist(plan, facts, sections, complain)
+        _write_datalist(plan, facts, sections, before, complain)
     return Outcome(facts, len(facts) - kept, len(failures), sections)
 
 
@@ -252,14 +259,20 @@ def _why_again(job: FieldJob) -> str | None:
 
 
 def _choose_sections(jobs: list[FieldJob], listed: dict[str, str], section: str) -> dict[str, str]:
-    slides = {job.source.slide: job.patient for job in jobs}
+    slides: dict[str, str | None] = {}
+    for job in jobs:
+        patient = slides.setdefault(job.source.slide, job.patient)
+        if patient != job.patient:
+            raise ValueError(f"a slide is of one patient, {job.source.slide} is of {patient} and of {job.patient}: a "
+                             "--pattern with {patient} and {slide} can tell them apart.")
     if section:
         return dict.fromkeys(slides, section)
     return {slide: listed[slide] for slide in slides} if listed else split_slides(slides)
 
 
 def _write_datalist(
-    plan: Plan, facts: dict[str, FieldFacts], sections: dict[str, str], complain: Callable[[str], None]
+    plan: Plan, facts: dict[str, FieldFacts], sections: dict[str, str], before: dict[str, str],
+    complain: Callable[[str], None],
 ) -> None:
     lists: dict[str, list[dict[str, Any]]] = {one: [] for one in ((plan.section,) if plan.section else SECTIONS)}
     for name, field in facts.items():
@@ -271,7 +284,7 @@ def _write_datalist(
         path.unlink(missing_ok=True)  # an older list would name what this call has left out
         raise ValueError(f"every section must hold patches, {empty[0]} has none of {len(facts)} fields: "
                          f"{path.name} is not written.")
-    moved = [slide for slide, section in _listed_before(path).items() if sections.get(slide, section) != section]
+    moved = [slide for slide, section in before.items() if sections.get(slide, section) != section]
     if moved:
         complain(f"warning: {len(moved)} slides are in another section than before, {moved[0]} first: networks trained "
                  "on the older list have seen slides that are now for testing or validation.")

@@ -44,9 +44,9 @@ def report_page(folder: Path, facts: Fields, sections: Mapping[str, str], failur
     parts += ["<h2>Slides</h2>", html_table(_slide_table(of_slide, sections))]
     for slide, fields in of_slide.items():
         parts.append(_slide_part(folder, slide, fields))
-    parts.append("<footer>Depth: stage position of best focus, µm, the middle plane is 0. Shifts: what was undone, px "
-                 "(rows, columns), against the middle plane. Agreement: correlation of a plane's detail with its "
-                 "neighbour's.</footer>")
+    parts.append("<footer>Depth: stage position of best focus, µm, 0 in the middle of the stack. Shifts: what was "
+                 "undone, px (rows, columns), against the middle plane. Agreement: correlation of a plane's detail "
+                 "with its neighbour's.</footer>")
     return html_document("Dataset of focal stacks", parts)
 
 

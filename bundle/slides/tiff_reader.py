@@ -57,6 +57,16 @@ class _Plane:
         self.jpeg_tables = key.jpegtables
 
 
+def is_cut_short(tiff: tifffile.TiffFile) -> bool:
+    """Whether the chain of pages goes on where the file has ended: those that are left look like a smaller stack."""
+    words, file, last = tiff.tiff, tiff.filehandle, tiff.pages[len(tiff.pages) - 1]
+    file.seek(last.offset)
+    (tags,) = struct.unpack(words.tagnoformat, file.read(words.tagnosize))
+    file.seek(last.offset + words.tagnosize + tags * words.tagsize)
+    onward = file.read(words.offsetsize)
+    return len(onward) < words.offsetsize or struct.unpack(words.offsetformat, onward)[0] != 0
+
+
 class TiffReader(ImageReader):
     """One RGB plane of a TIFF with its levels.
 
@@ -77,6 +87,8 @@ class TiffReader(ImageReader):
             try:
                 self._tiff = undo.enter_context(tifffile.TiffFile(path))
                 self.planes, pages = _pages_of(self._tiff, path, plane)
+                if is_cut_short(self._tiff):
+                    raise ImageError(f"{path.name} is cut short: it names pages that lie beyond its end.")
                 self.spacing_um = read_spacing_um(self._tiff)
                 for page in pages:
                     _refuse_unless_rgb(page.keyframe, path)

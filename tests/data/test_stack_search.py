@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
+from bundle.data.focal_stacks import open_stack
 from bundle.data.stack_search import Found, NamePattern, find_stacks
 
 
@@ -45,6 +48,58 @@ def test_the_authors_layout_is_read_with_its_lists(tmp_path: Path) -> None:
     (tmp_path / "test.txt").unlink()
     with pytest.raises(ValueError, match="text lists must name every slide, C223"):
         find_stacks(tmp_path)
+
+
+def test_lists_that_name_nothing_of_a_folder_are_no_silent_split(tmp_path: Path) -> None:
+    """A slide that a list calls validation must not end in training because its folder has another form."""
+    touch(tmp_path / "flat", *(f"{slide}_1_{plane:02d}.jpg" for slide in "ABC" for plane in range(3)))
+    (tmp_path / "flat" / "val.txt").write_text("D:/scans/flat/C_1_00.jpg 0.31 -0.8\n")
+    with pytest.raises(ValueError, match=r"of those found here they name none \(val\.txt with C_1_00\.jpg\)"):
+        find_stacks(tmp_path / "flat")
+    (tmp_path / "flat" / "val.txt").write_text("what was said of the training\n")
+    assert len(find_stacks(tmp_path / "flat").stacks) == 3
+    touch(tmp_path / "all", *(f"{slide}/1_{plane:02d}.jpg" for slide in "AB" for plane in range(3)), "C/volume.nii")
+    (tmp_path / "all" / "train.txt").write_text("all/A/1_00.jpg 0 0\nall/B/1_00.jpg 0 0\n")
+    with pytest.raises(ValueError, match="text lists must name every slide, C is in none"):
+        find_stacks(tmp_path / "all")
+
+
+def test_slides_of_two_patients_with_one_name_stay_two(tmp_path: Path) -> None:
+    """Slide 1 of every patient is the usual name: as one slide they would leak from training into testing."""
+    touch(tmp_path, *(f"{patient}/{slide}/{patient}f_{plane}.jpg" for patient in ("P1", "P2") for slide in "12"
+                      for plane in range(3)))
+    found = find_stacks(tmp_path, "{patient}/{slide}/{field}_{plane}")
+    assert {(stack.patient, stack.slide) for stack in found.stacks} == {
+        ("P1", "P1_1"), ("P1", "P1_2"), ("P2", "P2_1"), ("P2", "P2_2")}  # fmt: skip
+
+
+def test_a_stray_plane_costs_its_own_field_alone(tmp_path: Path) -> None:
+    """One file of another series in the folder: the other fields of the slide lack nothing."""
+    touch(tmp_path, *(f"A/{field}_{plane}.jpg" for field in range(4) for plane in range(3)), "A/1_100.jpg")
+    found = find_stacks(tmp_path)
+    assert {stack.field for stack in found.stacks} == {"0", "2", "3"}
+    assert found.problems == ["fields of a slide must have the same planes, A_1 alone has 1_100.jpg."]
+
+
+def test_a_slide_with_fewer_planes_than_the_others_is_told(tmp_path: Path) -> None:
+    """If every field of a slide lost its last plane, nothing inside the slide shows it."""
+    touch(tmp_path, *(f"{slide}_1_{plane}.jpg" for slide in "ABC" for plane in range(5 - (slide == "C"))))
+    (sentence,) = find_stacks(tmp_path).odd
+    assert sentence.startswith("warning: C has 4 planes and most slides have 5")
+
+
+def test_a_stack_that_was_cut_to_one_page_is_still_a_stack(tmp_path: Path) -> None:
+    """It looked like a single picture and was left out without a word."""
+    with tifffile.TiffWriter(tmp_path / "whole.tif") as tiff:
+        for _ in range(4):
+            tiff.write(np.zeros((64, 64, 3), np.uint8), photometric="rgb", metadata=None)
+    content = (tmp_path / "whole.tif").read_bytes()
+    (tmp_path / "whole.tif").unlink()
+    for share in (0.3, 0.6):
+        (tmp_path / "A_1.tif").write_bytes(content[: int(share * len(content))])
+        (stack,) = find_stacks(tmp_path).stacks
+        with pytest.raises(ValueError, match=r"A_1\.tif (is cut short|is truncated)"):
+            open_stack(stack)
 
 
 def test_a_pattern_names_patient_slide_field_and_plane(tmp_path: Path) -> None:

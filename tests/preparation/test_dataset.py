@@ -19,8 +19,10 @@ from PIL import Image
 from scipy import ndimage
 
 from bundle.cli import main
+from bundle.data.focal_stacks import StackSource
 from bundle.data.phantom import tissue_phantom
-from bundle.preparation.dataset import field_boxes
+from bundle.preparation.dataset import FieldJob, _choose_sections, field_boxes
+from bundle.slides.grid import Box
 from bundle.slides.reader import open_image
 from tests.data.stack_files import Planes, write_planes
 
@@ -154,6 +156,44 @@ def test_a_killed_run_goes_on_and_ends_at_the_same_bytes(tmp_path: Path) -> None
     assert all((folder / "made_from.json").stat().st_ino == number for folder, number in made.items())
     assert prepare(tmp_path / "scans", tmp_path / "unbroken") == 0
     assert content(tmp_path / "killed") == content(tmp_path / "unbroken")
+
+
+def test_a_list_never_speaks_of_fields_that_were_made_anew(scans: Path, dataset: Path, tmp_path: Path) -> None:
+    """Killed while it prepares again with another spacing, the old list would give wrong distances to a training."""
+    shutil.copytree(dataset, tmp_path / "dataset")
+    lists = tmp_path / "dataset" / "datalist.json"
+
+    def killed(*_: object) -> None:
+        assert not lists.exists()
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bundle.preparation.dataset.prepare_one", killed)
+        assert prepare(scans, tmp_path / "dataset", "--spacing-um", "1.0", "--mpp", "0.25", scale=False) == 130
+    assert not lists.exists()
+    assert prepare(scans, tmp_path / "dataset") == 0 and lists.read_bytes() == (dataset / "datalist.json").read_bytes()
+
+
+def test_one_slide_of_two_patients_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its fields would stand in training as one patient's and in testing as another's."""
+    jobs = [FieldJob(StackSource("planes", (), "1", field, patient), Box(0, 0, 1, 1), field, patient, 0.25, 0.8,
+                     tmp_path, {}) for field, patient in (("a", "P1"), ("b", "P2"))]  # fmt: skip
+    with pytest.raises(ValueError, match="a slide is of one patient, 1 is of P1 and of P2"):
+        _choose_sections(jobs, {}, "")
+
+
+def test_where_nothing_can_be_prepared_the_reason_is_the_last_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended with "needs at least 3 slides, got 0"."""
+    for slide in range(3):
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        for plane in range(2):
+            (tmp_path / "scans" / f"{slide}_1_{plane}.png").write_bytes(b"no image")
+    assert prepare(tmp_path / "scans", tmp_path / "dataset") == 1
+    said = complaints(capsys)
+    assert "0_1_0.png" in said[0] and "none can be prepared: the sentences above say why" in said[-1]
+    assert not (tmp_path / "dataset").exists()
 
 
 def test_one_bad_field_does_not_cost_the_others(
