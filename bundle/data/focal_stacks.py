@@ -85,7 +85,7 @@ class FocalStack(ABC):
 
 
 class PlaneFiles(FocalStack):
-    """Planes that are files of their own: PNG, JPEG, TIFF."""
+    """Planes that are files of their own: PNG, JPEG, TIFF, slides of scanners."""
 
     def __init__(self, files: tuple[Path, ...]) -> None:
         self.files, self.planes = files, len(files)

@@ -24,12 +24,14 @@ from typing import NamedTuple
 
 from bundle.data.focal_stacks import DRAWN, StackSource
 from bundle.data.splits import TESTING, TRAINING, VALIDATION, natural_order
-from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES
+from bundle.slides.reader import RASTER_SUFFIXES, SCANNER_SUFFIXES, TIFF_SUFFIXES
 
 NIFTI_SUFFIXES, DICOM_SUFFIX = (".nii", ".nii.gz"), ".dcm"
 FUSED = re.compile(r"Z_.+\.jpe?g", re.IGNORECASE)  # the authors' fused images
 LISTS = {"train": TRAINING, "val": VALIDATION, "test": TESTING}  # how a list's name starts
-SUFFIX = re.compile(r"(\.ome)?\.(png|jpe?g|tiff?|nii|nii\.gz|dcm)$", re.IGNORECASE)
+PLANE_SUFFIXES = RASTER_SUFFIXES + TIFF_SUFFIXES + SCANNER_SUFFIXES
+SUFFIX = re.compile(r"(\.ome)?\.(nii\.gz|" + "|".join(suffix[1:] for suffix in (*PLANE_SUFFIXES, ".nii", DICOM_SUFFIX))
+                    + ")$", re.IGNORECASE)
 PARTS = ("patient", "slide", "field", "plane")
 
 
@@ -85,7 +87,7 @@ def find_stacks(source: Path, pattern: str = "") -> Found:
         path for path in source.rglob("*")
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(source).parts))
     root = source.parent if source.is_file() else source
-    images = [file for file in files if file.suffix.lower() in RASTER_SUFFIXES + TIFF_SUFFIXES]
+    images = [file for file in files if file.suffix.lower() in PLANE_SUFFIXES]
     simulated = {file.parent for file in files if file.name == DRAWN}
     images = [file for file in images if file.parent not in simulated]
     stacks: list[StackSource] = []

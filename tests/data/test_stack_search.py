@@ -8,6 +8,7 @@ import tifffile
 
 from bundle.data.focal_stacks import open_stack
 from bundle.data.stack_search import Found, NamePattern, find_stacks
+from bundle.slides.grid import Box
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -86,6 +87,20 @@ def test_a_slide_with_fewer_planes_than_the_others_is_told(tmp_path: Path) -> No
     touch(tmp_path, *(f"{slide}_1_{plane}.jpg" for slide in "ABC" for plane in range(5 - (slide == "C"))))
     (sentence,) = find_stacks(tmp_path).odd
     assert sentence.startswith("warning: C has 4 planes and most slides have 5")
+
+
+def test_slides_whose_planes_are_files_of_a_scanner_are_one_stack(tmp_path: Path) -> None:
+    """A scanner that writes one SVS for each focal plane: size and scale are its own."""
+    words = "Aperio Image Library v10.0.51\r\n320x256 [0,0 320x256] (64x64) JPEG/RGB Q=90|AppMag = 40|MPP = 0.2500"
+    for plane in range(3):
+        pixels = np.full((256, 320, 3), 60 + 40 * plane, np.uint8)
+        tifffile.imwrite(tmp_path / f"A1_z{plane:02d}.svs", pixels, photometric="rgb", tile=(64, 64),
+                         compression="jpeg", description=words, metadata=None)  # fmt: skip
+    (source,) = find_stacks(tmp_path, "{slide}_z{plane}").stacks
+    with open_stack(source) as stack:
+        assert (source.slide, stack.planes, stack.shape, stack.mpp) == ("A1", 3, (256, 320), pytest.approx(0.25))
+        for plane in range(3):
+            assert np.abs(stack.read(plane, Box(100, 40, 30, 60)).astype(int) - (60 + 40 * plane)).max() <= 2
 
 
 def test_a_stack_that_was_cut_to_one_page_is_still_a_stack(tmp_path: Path) -> None:
