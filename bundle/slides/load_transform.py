@@ -12,8 +12,10 @@ from monai.transforms import MapTransform
 from bundle.slides.reader import open_image
 
 
-class LoadRGBd(MapTransform):
+class LoadImageRGBd(MapTransform):
     """Path -> (3, H, W) uint8. MONAI's readers turn 16 bits into white, drop alpha and take a plane of their choice.
+
+    MONAI Deploy knows by `LoadImage` in the name what to leave out where pixels are in memory already.
 
     Args:
         keys: of the paths, which the pixels replace.

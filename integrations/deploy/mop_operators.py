@@ -46,7 +46,9 @@ class RestoreOperator(MonaiBundleInferenceOperator):
 
     def pre_process(self, data: Any, *args: Any, **kwargs: Any) -> Any:
         """The bundle's preprocessing; the tensor gets back the metadata that the SDK asks for."""
-        return {key: MetaTensor(value) for key, value in super().pre_process(data, *args, **kwargs).items()}
+        # The SDK leaves out the loading of a file, which would have put the channels first.
+        planes = {key: torch.as_tensor(value).permute(2, 0, 1).contiguous() for key, value in data.items()}
+        return {key: MetaTensor(value) for key, value in super().pre_process(planes, *args, **kwargs).items()}
 
     def predict(self, data: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(1, 3, H, W) -> (1, 3, H, W), both in [0, 1]: tiles by the bundle's inferer, windows for TorchScript."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bundle.slides import reader as reader_module
 from bundle.slides import tiff_reader
-from bundle.slides.load_transform import LoadRGBd
+from bundle.slides.load_transform import LoadImageRGBd
 from bundle.slides.reader import ImageError, open_image
 
 SLIDES = Path(__file__).parents[2].parent / "shared" / "data" / "slides"
@@ -361,11 +361,16 @@ def test_the_transform_of_the_configs_reads_and_refuses_as_the_reader_does(tmp_p
     """Pillow's own conversion makes a 16-bit field white and drops alpha, without a word."""
     pixels = tissue()
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    loaded = LoadRGBd("image")({"image": str(tmp_path / "a.png"), "path": "a"})
+    loaded = LoadImageRGBd("image")({"image": str(tmp_path / "a.png"), "path": "a"})
     assert loaded["path"] == "a" and loaded["image"].is_contiguous()
     np.testing.assert_array_equal(loaded["image"].permute(1, 2, 0).numpy(), pixels)
     tifffile.imwrite(tmp_path / "b.tif", pixels.astype(np.uint16) * 257, photometric="rgb")
     Image.fromarray(pixels).convert("RGBA").save(tmp_path / "c.png")
     for name in ("b.tif", "c.png"):
         with pytest.raises(ImageError, match="an image must be 8-bit RGB brightfield"):
-            LoadRGBd("image")({"image": str(tmp_path / name)})
+            LoadImageRGBd("image")({"image": str(tmp_path / name)})
+
+
+def test_monai_deploy_knows_the_loading_by_its_name() -> None:
+    """Its bundle operator has pixels in memory and leaves out whatever has LoadImage in its name."""
+    assert "LoadImage" in LoadImageRGBd.__name__
