@@ -24,8 +24,9 @@ from bundle.restore_command import restore
 from bundle.viewing.command import view
 
 if TYPE_CHECKING:
+    from bundle.progress import Follow
     from bundle.slide_job import Engine
-    from bundle.slide_restoration import Follow, SlideRestorer
+    from bundle.slide_restoration import SlideRestorer
     from bundle.slides.files import Job
     from bundle.slides.reader import ImageReader
 
@@ -136,12 +137,13 @@ def simulate(
         mop simulate sharp.png --output stacks --planes 5
     """
     from bundle.simulation import StackPlan, simulate_image
+    from bundle.slides.files import stem_of
     from bundle.slides.reader import open_image
 
     refuse_unknown(unknown)
     tally = Tally()
     for job in readable_jobs(
-        images, output, lambda image: [Path(output) / image.stem.removesuffix(".ome")], overwrite, tally
+        images, output, lambda image: [Path(output) / stem_of(image)], overwrite, tally
     ):
         with tally.image(job.image), open_image(job.image) as reader:
             plan = StackPlan(planes, spacing_um, mpp or reader.mpp or 0.25, depth_um, seed)

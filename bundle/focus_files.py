@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 
 from bundle.report import FOCUS_COLOURS, focus_limit_um, focus_picture
 from bundle.slide_restoration import FocusMap
+from bundle.slides.files import file_beside
 from bundle.slides.whole_files import replace_when_done
 
 
 def focus_results(image: Path, output: Path) -> list[Path]:
     """The names that may be written for an image: NAME_focus.png, .tif, and of a slide .png, .geojson, .csv."""
-    stem = image.name.removesuffix(image.suffix).removesuffix(".ome")
-    return [output / f"{stem}_focus.{kind}" for kind in ("png", "tif", "geojson", "csv")]
+    return [file_beside(output / image.name, f"focus.{kind}") for kind in ("png", "tif", "geojson", "csv")]
 
 
 def focus_figure(focus: FocusMap, title: str) -> Figure:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bundle import __version__
+from bundle.progress import Progress
 from bundle.slides.reader import ImageReader
 
 WARNING = "restored: not for primary diagnosis"
 
 
-def sha256_of(*paths: Path, progress: Callable[[int, int], None] | None = None) -> str:
+def sha256_of(*paths: Path, progress: Progress | None = None) -> str:
     """Of the contents of files, one after the other; `progress` is told MB done and MB in all."""
     digest, done, total = hashlib.sha256(), 0, sum(path.stat().st_size for path in paths)
     for path in paths:
@@ -27,7 +28,7 @@ def sha256_of(*paths: Path, progress: Callable[[int, int], None] | None = None) 
 
 
 def job_of(reader: ImageReader, weights: Path, config: Path, settings: Mapping[str, Any],
-           progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+           progress: Progress | None = None) -> dict[str, Any]:  # fmt: skip
     """All that decides the pixels of a result, JSON values: two equal jobs give equal pixels on one machine.
 
     Args:

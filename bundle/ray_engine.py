@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bundle.messages import Tally
-from bundle.slide_job import Engine, Recipe, Wishes, restore_image
+from bundle.slide_job import Engine, Recipe, restore_image
 from bundle.slide_restoration import SlideReport
 from bundle.slides.files import Job
+from bundle.wishes import Wishes
 
 CORES_EACH = 4  # of an actor without a GPU: beyond, two actors do more than one with twice the cores
 _STORE_BYTES = 100 * 2**20

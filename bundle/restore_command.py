@@ -12,10 +12,11 @@ from bundle.image_jobs import readable_jobs
 from bundle.messages import Tally, complain, plan_line, progress_bars, result_line, say
 
 if TYPE_CHECKING:
-    from bundle.slide_job import Recipe, Wishes
+    from bundle.slide_job import Recipe
     from bundle.slide_restoration import SlideReport
     from bundle.slides.files import Job
     from bundle.slides.reader import ImageReader
+    from bundle.wishes import Wishes
 
 
 @SetParseFns(**PARSERS)
@@ -98,8 +99,9 @@ def restore(
     if stop_after not in ("p_former", "p_diffusion"):
         raise UsageError(f"--stop-after must be p_former or p_diffusion, got {stop_after}.")
     from bundle.loading import CONFIG, WEIGHTS
-    from bundle.slide_job import Recipe, Wishes, check_pixel_size, check_trust
+    from bundle.slide_job import Recipe, check_pixel_size, check_trust
     from bundle.slides.writer import drop_leftovers
+    from bundle.wishes import Wishes
 
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other, both were given.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,20 +12,19 @@ from numpy.typing import NDArray
 
 from bundle.loading import load_slide_planner, load_tile_restorer
 from bundle.messages import complain, known_mpp, plan_line, stop_after_block
+from bundle.progress import Follow, unfollowed
 from bundle.provenance import job_of, notes_of
 from bundle.slide_plan import Kind, NoTissueError, SlidePlan, SlidePlanner, plan_all
-from bundle.slide_restoration import Follow, SlideReport, SlideRestorer, TrustKeeping, unfollowed
+from bundle.slide_restoration import SlideReport, SlideRestorer, TrustKeeping
+from bundle.slides.associated import read_associated, write_associated
 from bundle.slides.damage import MarkingReader
-from bundle.slides.files import Job
+from bundle.slides.files import Job, file_beside
 from bundle.slides.grid import Box
 from bundle.slides.jpeg_tiles import CannotCopyError, JpegTiles
 from bundle.slides.ledger import free_bytes
-from bundle.slides.pyramid import Encoding, Record
+from bundle.slides.pyramid import Record
 from bundle.slides.reader import (
-    ASSOCIATED,
     DICOM_FOLDER,
-    DICOM_SUFFIXES,
-    SCANNER_SUFFIXES,
     ImageError,
     ImageReader,
     open_image,
@@ -36,6 +35,7 @@ from bundle.slides.writer import ImageSink, LedgerSink, TiffSink, open_sink, unf
 from bundle.trust.cells import CellStore
 from bundle.trust.gauge import LAYERS, LIMIT, TrustGauge, cell_side_px
 from bundle.trust.map import TrustMap, trust_files, trust_map, write_trust
+from bundle.wishes import Wishes, report_file
 
 # What a progress bar says is under way.
 HASHING, PLANNING, RESTORING = "MB hashed", "tiles seen", "tiles restored"
@@ -43,53 +43,6 @@ LOOKING_AGAIN, WRITING = "tiles seen again", "rows written"
 
 # Bytes of a result for each raw byte, with its levels, on stained tissue; a guess for --dry-run.
 _SIZE_OF_RESULT = {"lzw": 0.9, "jpeg": 0.2}
-
-
-class Wishes(NamedTuple):
-    """What the user asked for."""
-
-    mode: str = ""  # full, coarse, adaptive, or the default: adaptive for slides, every tile of other images
-    mpp: float | None = None  # µm per pixel, over what the file says
-    plane: int | None = None  # of a z-stack
-    overwrite: bool = False
-    compression: str = ""  # lzw, jpeg, or the default: jpeg where a scanner's format becomes OME-TIFF
-    quality: int = 90
-    subsampling: str = "422"
-    strict: bool = False  # a tile that cannot be decoded stops its slide; else it is grey and counted
-    report: bool | None = None  # an HTML page beside the result; None: beside slides of scanners and DICOM
-    trust: bool = False  # the trust map beside the result
-    samples: int = 1  # of P-diffusion; several want the trust map
-    revert_untrusted: str = ""  # to coarse or input; wants the trust map
-    associated: bool = False  # label and macro beside the result: they may show a patient's name
-
-    @property
-    def judges(self) -> bool:
-        """Whether the run judges itself."""
-        return self.trust or self.samples > 1 or bool(self.revert_untrusted)
-
-    def reports(self, image: Path) -> bool:
-        """Whether an image gets its HTML page."""
-        return _is_scanners(image) if self.report is None else self.report
-
-    def beside(self, job: Job) -> list[Path]:
-        """The files that come with the result of a job."""
-        result = job.results[0]
-        page = [_report_file(result)] if self.reports(job.image) else []
-        return (trust_files(result) if self.judges else []) + page
-
-    def pictures(self, result: Path) -> list[Path]:
-        """Where label and macro of a slide go; it may lack them."""
-        return [_associated_file(result, name) for name in ASSOCIATED] if self.associated else []
-
-    def results(self, image: Path, result: Path) -> list[Path]:
-        """All files of a run that must not be there yet: unfinished work may have left some beside its result."""
-        beside = [] if unfinished_of(result).is_dir() else self.beside(Job(image, [result]))
-        return [result, *beside, *self.pictures(result)]
-
-    def encoding(self, image: Path, result: Path) -> Encoding:
-        """How the result of an image is compressed."""
-        jpeg = result.suffix.lower() == DICOM_FOLDER or _is_scanners(image)
-        return Encoding(self.compression or ("jpeg" if jpeg else "lzw"), self.quality, self.subsampling).checked()
 
 
 class Engine(NamedTuple):
@@ -146,7 +99,7 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Follow = unf
         mpp = known_mpp(reader, wishes.mpp)
         work = job_of(reader, engine.weights, engine.config, _settings(engine, reader, wishes),
                       follow(HASHING))  # fmt: skip
-        pictures = _associated(reader, wishes.strict) if wishes.associated else {}
+        pictures = _pictures(reader, wishes.strict) if wishes.associated else {}
         made_s = max(file.stat().st_mtime for file in reader.files)
         record = Record(result.name, mpp, reader.icc_profile, notes_of(work, reader), tuple(reader.files), made_s)
         opened = time.perf_counter()
@@ -188,9 +141,9 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Follow = unf
         if wishes.reports(job.image):
             from bundle.slide_report.page import complete_report
 
-            complete_report(_report_file(result), _known_at_last(report))
+            complete_report(report_file(result), _known_at_last(report))
         if wishes.associated:
-            _write_associated(pictures, result)
+            write_associated(pictures, result)
         return report
 
 
@@ -225,54 +178,15 @@ def _report(engine: Engine, reader: ImageReader, sink: ImageSink, plan: SlidePla
     seconds = seconds | {"survey for this page": time.perf_counter() - started}
     account = Account(sink.path.name, reader.path.name, record.mpp, report.untouched, seconds, record.notes)
     page = report_page(reader, sink, grid, plan, seen, account, trust)
-    write_report(_report_file(sink.path), page, overwrite=True)
+    write_report(report_file(sink.path), page, overwrite=True)
 
 
-def _is_scanners(image: Path) -> bool:
-    return image.suffix.lower() in SCANNER_SUFFIXES + DICOM_SUFFIXES
-
-
-def _report_file(result: Path) -> Path:
-    return result.parent / f"{_stem(result)}_report.html"
-
-
-def _associated_file(result: Path, name: str) -> Path:
-    return result.parent / f"{_stem(result)}_{name}.png"
-
-
-def _associated(reader: ImageReader, strict: bool) -> dict[str, NDArray[np.uint8]]:
-    """The scanner's pictures of the glass, by name, read before hours of work; what a slide lacks is said."""
-    found = {}
-    for name in ASSOCIATED:
-        try:
-            picture = reader.associated(name)
-        except ImageError as error:
-            if strict:
-                raise
-            complain(f"warning: {error}")
-            continue
-        if picture is None:
-            complain(f"warning: {reader.path.name} has no {name} picture.")
-        else:
-            found[name] = picture
-    return found
-
-
-def _write_associated(pictures: Mapping[str, NDArray[np.uint8]], result: Path) -> None:
-    """Write them beside the result; those of an earlier result that is replaced go: they may be another patient's."""
-    from PIL import Image
-
-    for name in ASSOCIATED:
-        path = _associated_file(result, name)
-        if name not in pictures:
-            path.unlink(missing_ok=True)
-            continue
-        with replace_when_done(path, overwrite=True) as file:
-            Image.fromarray(pictures[name]).save(file, "PNG")
-
-
-def _stem(result: Path) -> str:
-    return result.name.removesuffix(result.suffix).removesuffix(".ome")
+def _pictures(reader: ImageReader, strict: bool) -> dict[str, NDArray[np.uint8]]:
+    """The scanner's pictures of the glass, read before hours of work; what a slide lacks is said."""
+    pictures, lacking = read_associated(reader, strict)
+    for problem in lacking:
+        complain(f"warning: {problem}")
+    return pictures
 
 
 def foretell(engine: Engine, job: Job, wishes: Wishes) -> list[str]:
@@ -321,7 +235,7 @@ def _plan_or_picture(engine: Engine, reader: ImageReader, wishes: Wishes, result
     except NoTissueError as error:
         from PIL import Image
 
-        picture = result.with_name(f"{_stem(result)}_no_tissue.png")
+        picture = file_beside(result, "no_tissue.png")
         small = reader.read_scaled(Box(0, 0, *reader.shape), max(1.0, max(reader.shape) / PICTURE_PX))
         with replace_when_done(picture, overwrite=True) as file:
             Image.fromarray(small).save(file, "PNG")

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +23,7 @@ from scipy import ndimage
 
 from bundle.beside import ReadAhead
 from bundle.conventions import from_uint8
+from bundle.progress import Progress
 from bundle.slides.grid import Box, TileGrid
 from bundle.slides.reader import ImageReader
 from bundle.slides.tissue import find_tissue
@@ -105,7 +105,7 @@ class SlidePlanner:
         self.in_focus_um, self.strong_um, self.hopeless_um, self.stride = in_focus_um, strong_um, hopeless_um, stride
 
     def plan(self, reader: ImageReader, grid: TileGrid, mode: str, estimator: DefocusEstimator,
-             device: torch.device, progress: Callable[[int, int], None] | None = None,
+             device: torch.device, progress: Progress | None = None,
              most_probes: int | None = None) -> SlidePlan:  # fmt: skip
         """The plan of a slide.
 
@@ -154,7 +154,7 @@ class SlidePlanner:
 
     def _estimated(self, reader: ImageReader, grid: TileGrid, tissue: NDArray[np.bool_],
                    probes: list[tuple[int, int]], estimator: DefocusEstimator, device: torch.device,
-                   progress: Callable[[int, int], None] | None) -> NDArray[np.float32]:  # fmt: skip
+                   progress: Progress | None) -> NDArray[np.float32]:  # fmt: skip
         """Signed defocus of tissue tiles, µm; NaN elsewhere."""
         probed = np.full(tissue.shape, np.nan, np.float32)
         tiles = [Box(grid.rows[i], grid.cols[j], grid.tile_height, grid.tile_width) for i, j in probes]

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from bundle.beside import WriteBehind
 from bundle.conventions import to_uint8
+from bundle.progress import Progress
 from bundle.slide_plan import Kind, SlidePlan, plan_all
 from bundle.slides.grid import Box, TileGrid
 from bundle.slides.ledger import FIGURES
@@ -37,14 +38,6 @@ if TYPE_CHECKING:
     from bundle.trust.gauge import TrustGauge
 
 FOCUS_MAP_SIDE_PX = 2048  # a focus map is averaged down to at most this many values a side
-
-Progress = Callable[[int, int], None]  # done, in all
-Follow = Callable[[str], Progress]  # what is under way -> its progress
-
-
-def unfollowed(phase: str) -> Progress:
-    """Nobody looks."""
-    return lambda done, total: None
 
 
 class SlideReport(NamedTuple):

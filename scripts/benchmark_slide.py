@@ -46,7 +46,7 @@ from bundle.host import keep_large_allocations
 from bundle.loading import CONFIG, WEIGHTS, load_slide_planner, load_tile_restorer
 from bundle.optics.focal_stack import GainTable, simulate_plane
 from bundle.optics.pupil import OPTICS_40X
-from bundle.slide_job import RESTORING, Engine, Wishes, restore_image
+from bundle.slide_job import RESTORING, Engine, restore_image
 from bundle.slide_plan import MODES, SlidePlan, SlidePlanner
 from bundle.slide_restoration import SlideRestorer
 from bundle.slides import writer
@@ -56,6 +56,7 @@ from bundle.slides.ledger import BlockLedger
 from bundle.slides.pyramid import Encoding, Record, write_pyramid
 from bundle.slides.reader import ImageReader, open_image
 from bundle.slides.whole_files import replace_when_done
+from bundle.wishes import Wishes
 
 MPP = 0.25
 GLASS = 243

@@ -16,39 +16,47 @@ PACKAGE = ROOT / "bundle"
 MAY_IMPORT: dict[str, set[str]] = {
     "conventions": set(),
     "host": set(),
+    "progress": set(),
     "arguments": set(),
     "weights": set(),
     "optics": {"conventions"},
-    "slides": {"conventions"},
+    "slides": {"conventions", "progress"},
     "prompts": {"conventions"},
     "data": {"conventions", "optics", "slides"},  # planes of focal stacks are read as all images are
     # Its command is a part of `cli` with a file of its own, as that of `exporting`: hence arguments, host and messages.
-    "preparation": {"arguments", "conventions", "data", "host", "messages", "optics", "report", "slides"},
+    "preparation": {
+        "arguments", "conventions", "data", "host", "messages", "optics", "progress", "report", "slides",
+    },
     "p_former": {"conventions", "prompts"},
     "p_diffusion": {"conventions", "prompts"},
     "training": {"conventions", "data", "optics", "prompts", "p_former", "p_diffusion", "weights"},
     "restoration": {"conventions", "optics", "prompts", "p_former", "p_diffusion"},
     "beside": set(),
-    "slide_plan": {"beside", "conventions", "prompts", "slides"},
+    "slide_plan": {"beside", "conventions", "progress", "prompts", "slides"},
     "tile_runs": {"beside", "conventions", "slide_plan", "slides"},
-    "slide_restoration": {"beside", "conventions", "restoration", "slide_plan", "slides", "tile_runs", "trust"},
+    "slide_restoration": {
+        "beside", "conventions", "progress", "restoration", "slide_plan", "slides", "tile_runs", "trust",
+    },
     "trust": {"optics", "restoration", "slides"},  # what the scanner would have recorded of a result is optics
-    "slide_report": {"conventions", "prompts", "report", "slide_plan", "slides", "trust", "viewing"},
+    "slide_report": {"conventions", "progress", "prompts", "report", "slide_plan", "slides", "trust", "viewing"},
     "field_restoration": {"conventions", "restoration", "slides"},
     "report": {"conventions", "restoration", "slides"},
-    "loading": {"conventions", "restoration", "slide_plan", "weights"},
-    "provenance": {"slides"},
+    "loading": {"conventions", "messages", "restoration", "slide_plan", "weights"},
+    "provenance": {"progress", "slides"},
     "doctor": {"loading", "provenance", "slides"},
     "slide_job": {
-        "loading", "messages", "provenance", "slide_plan", "slide_report", "slide_restoration", "slides", "trust",
+        "loading", "messages", "progress", "provenance", "slide_plan", "slide_report", "slide_restoration", "slides",
+        "trust", "wishes",
     },
-    "ray_engine": {"messages", "slide_job", "slide_restoration", "slides"},  # `cli`'s other way to run slide jobs
-    "messages": {"slide_plan", "slide_restoration", "slides"},
+    "wishes": {"slides", "trust"},
+    # `cli`'s other way to run slide jobs.
+    "ray_engine": {"messages", "slide_job", "slide_restoration", "slides", "wishes"},
+    "messages": {"progress", "slide_plan", "slide_restoration", "slides"},
     "image_jobs": {"arguments", "messages", "slides"},
     # A part of `cli` with a file of its own.
     "restore_command": {
         "arguments", "image_jobs", "loading", "messages", "ray_engine", "slide_job", "slide_plan", "slide_restoration",
-        "slides",
+        "slides", "wishes",
     },
     "image_restorer": {"conventions", "field_restoration", "loading", "restoration", "slides"},
     # Its command is a part of `cli` with a file of its own: hence arguments, loading and messages. The MLflow model

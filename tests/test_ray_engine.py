@@ -14,8 +14,9 @@ import tifffile
 import torch
 
 from bundle.ray_engine import _shares, restore_all
-from bundle.slide_job import Recipe, Wishes, restore_image
+from bundle.slide_job import Recipe, restore_image
 from bundle.slides.files import Job
+from bundle.wishes import Wishes
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: requirements-ray.txt")
 

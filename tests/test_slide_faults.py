@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bundle.messages import sentence
-from bundle.slide_job import Engine, Wishes, foretell, restore_image
+from bundle.slide_job import Engine, foretell, restore_image
 from bundle.slide_plan import NoTissueError, SlidePlanner
 from bundle.slide_report.page import PENDING
 from bundle.slide_restoration import SlideReport, SlideRestorer
@@ -22,6 +22,7 @@ from bundle.slides.damage import MARK, MarkingReader
 from bundle.slides.files import Job
 from bundle.slides.ledger import BlockLedger
 from bundle.slides.reader import ImageError, open_image
+from bundle.wishes import Wishes
 
 SHAPE, SIDE = (400, 720), 128  # of the source and of its tiles
 GLASS = 243

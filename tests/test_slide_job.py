@@ -21,7 +21,8 @@ from torch import nn
 import pydicom, wsidicomizer
 import bundle.slide_job as slide_job
 from bundle.p_diffusion.noise import noise_at
-from bundle.slide_job import Engine, Wishes, restore_image
+from bundle.slide_job import Engine, restore_image
+from bundle.wishes import Wishes
 from bundle.slide_plan import SlidePlanner
 from bundle.slide_restoration import SlideRestorer
 from bundle.slides.files import Job

@@ -15,7 +15,8 @@ import json, resource, sys
 from pathlib import Path
 import imagecodecs, numpy as np, tifffile, torch
 from torch import nn
-from bundle.slide_job import Engine, Wishes, restore_image
+from bundle.slide_job import Engine, restore_image
+from bundle.wishes import Wishes
 from bundle.slide_plan import SlidePlanner
 from bundle.slide_restoration import SlideRestorer
 from bundle.slides.files import Job

@@ -17,11 +17,12 @@ from bundle import slide_job
 from bundle.conventions import to_uint8
 from bundle.p_diffusion.noise import noise_at
 from bundle.restoration import Restoration
-from bundle.slide_job import Engine, Wishes, restore_image
+from bundle.slide_job import Engine, restore_image
 from bundle.slide_plan import SlidePlanner
 from bundle.slide_restoration import RestorationStopped, SlideRestorer
 from bundle.slides.files import Job
 from bundle.slides.reader import ImageError, open_image
+from bundle.wishes import Wishes
 
 HEIGHT, WIDTH = 210, 370
 BESIDE = ["result_report.html", "result_trust.geojson", "result_trust.tif"]

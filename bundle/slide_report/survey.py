@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from bundle.conventions import from_uint8
+from bundle.progress import Progress
 from bundle.slide_plan import COPIED, Kind, SlidePlan
 from bundle.slides.grid import Box, TileGrid
 
@@ -59,7 +60,7 @@ class Survey(NamedTuple):
 
 def survey(source: Source, made: Readable, grid: TileGrid, plan: SlidePlan, block_px: int,
            estimator: DefocusEstimator, device: torch.device,
-           progress: Callable[[int, int], None] | None = None) -> Survey:  # fmt: skip
+           progress: Progress | None = None) -> Survey:  # fmt: skip
     """Look over a finished restoration.
 
     Args:

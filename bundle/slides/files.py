@@ -86,6 +86,16 @@ def result_of(image: Path, output: Path) -> Path:
     return output / f"{image.name.removesuffix(image.suffix)}.ome.tiff"
 
 
+def stem_of(path: Path) -> str:
+    """The name of an image without its ending: `slide.ome.tiff` -> `slide`."""
+    return path.name.removesuffix(path.suffix).removesuffix(".ome")
+
+
+def file_beside(result: Path, ending: str) -> Path:
+    """A file that comes with a result: `slide.ome.tiff`, "trust.tif" -> `slide_trust.tif` in the same folder."""
+    return result.parent / f"{stem_of(result)}_{ending}"
+
+
 def _problem(job: Job, counts: Counter[Path], overwrite: bool) -> str | None:
     for result in job.results:
         if result.exists() and job.image.exists() and result.samefile(job.image):

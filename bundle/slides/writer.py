@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle.progress import Progress
 from bundle.slides.grid import Box
 from bundle.slides.jpeg_tiles import JpegTiles
 from bundle.slides.ledger import FIGURES, BlockLedger, drop_unfinished, is_remainder
@@ -40,7 +41,7 @@ class ImageSink(ABC):
     """
 
     keeps_work = False  # whether finished blocks survive the process
-    progress: Callable[[int, int], None] | None = None  # told of rows written and rows in all
+    progress: Progress | None = None  # told of rows written and rows in all
 
     def __init__(self, path: Path, shape: tuple[int, int], record: Record, overwrite: bool) -> None:
         self.path, self.shape, self.record, self.overwrite = path, shape, record, overwrite

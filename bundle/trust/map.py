@@ -14,6 +14,7 @@ import tifffile
 import torch
 from numpy.typing import NDArray
 
+from bundle.slides.files import file_beside
 from bundle.slides.grid import Box
 from bundle.slides.outlines import Outline, geometry_of, patches_of, write_outlines
 from bundle.slides.whole_files import replace_when_done
@@ -81,8 +82,7 @@ def trust_map(gauge: TrustGauge, cells: NDArray[np.float32], cell_px: int, shape
 
 def trust_files(result: Path) -> list[Path]:
     """The names of both files beside a result."""
-    stem = result.name.removesuffix(result.suffix).removesuffix(".ome")
-    return [result.parent / f"{stem}_trust.tif", result.parent / f"{stem}_trust.geojson"]
+    return [file_beside(result, "trust.tif"), file_beside(result, "trust.geojson")]
 
 
 def write_trust(trust: TrustMap, mpp: float, files: list[Path], overwrite: bool) -> None:
