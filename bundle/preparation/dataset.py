@@ -36,14 +36,16 @@ from bundle.data.splits import SECTIONS, natural_order, split_slides
 from bundle.data.stack_search import find_stacks
 from bundle.preparation.field import FIELD, FieldFacts, prepare_field, read_facts
 from bundle.preparation.patches import PATCH_PX
-from bundle.preparation.processes import in_processes
+from bundle.preparation.processes import as_sentence, in_processes
 from bundle.preparation.report import report_page
+from bundle.progress import Progress
 from bundle.slides.grid import Box
 from bundle.slides.whole_files import folder_when_done, replace_when_done
 
 RECIPE = 2  # counted up when the same sources give other results
 FIELD_SIDE_PX = 4096  # larger stacks are cut into fields
 FIELD_BYTES = 3 * 2**30  # memory that a process needs for a field of 13 planes of that side, with room
+MPP, SPACING_UM = (0.05, 5.0), (0.05, 50.0)  # µm; beyond them somebody has mistaken the unit
 FIELDS, REPORT, LEDGER, LOCK = "fields", "report.html", "made_from.json", ".lock"
 
 
@@ -82,7 +84,7 @@ class Outcome(NamedTuple):
 
 
 def prepare_dataset(
-    plan: Plan, tell: Callable[[str], None], complain: Callable[[str], None], progress: Callable[[int, int], None]
+    plan: Plan, tell: Callable[[str], None], complain: Callable[[str], None], progress: Progress
 ) -> Outcome:
     """Prepare every field that is not there yet, then write the datalist and the report.
 
@@ -156,8 +158,8 @@ def plan_fields(stacks: list[StackSource], plan: Plan) -> tuple[list[FieldJob], 
             with open_stack(source) as stack:
                 boxes, patient = field_boxes(*stack.shape), source.patient or stack.patient
                 scale = (stack.mpp, stack.spacing_um)
-        except (ValueError, OSError) as error:
-            failures.append(f"{source.name}: {error}")
+        except Exception as error:  # noqa: BLE001  # see as_sentence
+            failures.append(f"{source.name}: {as_sentence(error)}")
             continue
         mpp, spacing_um = _known_scale(source, scale, plan)
         for box in boxes:
@@ -234,7 +236,15 @@ def _known_scale(source: StackSource, scale: tuple[float | None, float | None], 
         raise ValueError(f"the µm between planes must be known, {source.name} does not say them: pass --spacing-um.")
     if mpp is None:
         raise ValueError(f"the µm per pixel must be known, {source.name} does not say them: pass --mpp.")
+    _refuse_odd(mpp, MPP, f"the µm per pixel of {source.name}", "--mpp")
+    _refuse_odd(spacing_um, SPACING_UM, f"the µm between planes of {source.name}", "--spacing-um")
     return mpp, spacing_um
+
+
+def _refuse_odd(value_um: float, limits: tuple[float, float], what: str, flag: str) -> None:
+    if not limits[0] <= value_um <= limits[1]:
+        span = f"between {limits[0]:g} and {limits[1]:g}"
+        raise ValueError(f"{what} must lie {span}, got {value_um:g} (nm?): pass {flag}.")
 
 
 def _folder_name(name: str) -> str:

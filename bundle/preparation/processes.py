@@ -22,7 +22,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def in_processes(
     act: Callable[[Argument], Result], arguments: Sequence[Argument], workers: int
 ) -> Iterator[tuple[Argument, Result | Exception]]:
-    """(argument, result) as they come; a ValueError, OSError or MemoryError of one argument is its result.
+    """(argument, result) as they come; an error of one argument is its result: the others' work is not lost.
 
     Args:
         act: importable by name, as its arguments and results must be picklable.
@@ -57,10 +57,17 @@ def in_processes(
 def _attempt(act: Callable[[Argument], Result], argument: Argument) -> Result | Exception:
     try:
         return act(argument)
-    except MemoryError:
+    except Exception as error:  # noqa: BLE001  # see as_sentence
+        return as_sentence(error)
+
+
+def as_sentence(error: Exception) -> Exception:
+    """What to say of a field that failed: readers of damaged files raise whatever they like."""
+    if isinstance(error, MemoryError):
         return MemoryError("memory is not enough for this field.")
-    except (ValueError, OSError) as error:
+    if isinstance(error, ValueError | OSError):
         return error
+    return ValueError(f"it cannot be read or prepared, {type(error).__name__}: {error}")
 
 
 def _begin(listener: Connection) -> None:

@@ -16,6 +16,15 @@ def test_every_argument_gets_its_result_or_its_error(workers: int) -> None:
     assert isinstance(results[-1.0], ValueError)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_unforeseen_error_of_one_field_does_not_end_the_others(workers: int) -> None:
+    """Readers of damaged files raise whatever they like; a night's work on the other fields must not end with it."""
+    results = dict(in_processes(int.to_bytes, [1, 10**9], workers))
+    assert results[1] == b"\x01"
+    failed = results[10**9]
+    assert isinstance(failed, ValueError) and "it cannot be read or prepared, OverflowError: " in str(failed)
+
+
 def test_a_killed_worker_ends_the_run_with_a_sentence() -> None:
     """The system kills a process that takes too much memory: waiting for it would last for ever."""
     with pytest.raises(ValueError, match="a worker process was killed, most likely for want of memory"):
