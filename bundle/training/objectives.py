@@ -11,7 +11,7 @@ from bundle.prompts.attention import feed_forward, position_encoding
 from bundle.prompts.compact_encoder import CompactEncoder
 from bundle.prompts.defocus import DefocusEstimate, DefocusEstimator
 
-PIXEL_LOSSES = ("l1", "l2", "charbonnier", "psnr")
+PIXEL_LOSSES = ("l1", "l2", "charbonnier", "rmse", "psnr")
 
 
 class DefocusLoss(nn.Module):
@@ -100,8 +100,9 @@ class RestorationLoss(nn.Module):
     """Pixel loss plus optional terms; the paper's L1 or squared error by default.
 
     Args:
-        pixel: "l1" (P-former), "l2" (P-diffusion, equation 5), "charbonnier" or "psnr": minus each patch's PSNR, dB,
-            over 100, so that patches near focus, whose errors are small, count as much as hopeless ones.
+        pixel: "l1" (P-former), "l2" (P-diffusion, equation 5), "charbonnier", "psnr": minus each patch's PSNR, dB,
+            over 100, so that patches near focus, whose errors are small, count as much as hopeless ones, or "rmse":
+            each patch's root mean square error, between these two.
         frequency_weight: of the L1 distance of the Fourier transforms.
         feature_weight: of `features`.
         features: a perceptual distance.
@@ -122,6 +123,8 @@ class RestorationLoss(nn.Module):
             loss = difference.abs().mean()
         elif self.pixel == "l2":
             loss = (2 * difference).square().mean()  # on [-1, 1], where equation 5 lives
+        elif self.pixel == "rmse":
+            loss = (difference.square().mean((1, 2, 3)) + 1e-6).sqrt().mean()
         elif self.pixel == "psnr":
             loss = (difference.square().mean((1, 2, 3)) + 1e-5).log10().mean() / 10
         else:

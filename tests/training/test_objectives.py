@@ -46,6 +46,13 @@ def test_the_autoencoder_scores_hidden_patches_only_and_by_seed() -> None:
     assert network(image, seeds).shape == (2,)
 
 
+def test_the_root_mean_square_is_of_each_patch() -> None:
+    """Of all patches together it would be the squared error again: ruled by what is far out of focus."""
+    loss, truth = RestorationLoss("rmse"), torch.zeros(2, 3, 8, 8)
+    image = truth + torch.tensor([0.1, 0.3])[:, None, None, None]
+    assert float(loss(image, truth)) == pytest.approx(0.2, abs=1e-4)
+
+
 def test_the_psnr_loss_weighs_patches_in_decibels() -> None:
     """Halving a small error must count as much as halving a large one: both are 6 dB."""
     loss, truth = RestorationLoss("psnr"), torch.zeros(1, 3, 8, 8)
