@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from bundle.messages import unwrapped
 from bundle.weights import load_weights, read_state
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ def load_slide_planner(config: Path = CONFIG) -> SlidePlanner:
 
 
 def _line(error: BaseException) -> str:
-    """The first cause's message on one line; of a long one the beginning and the end, where the reason is."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """What a part of a config said, on one line; of a long one the beginning and the end, where the reason is."""
+    error = unwrapped(error)
     line = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"

@@ -11,12 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bundle.progress import Follow, Progress
     from bundle.slide_plan import Kind
-    from bundle.slide_restoration import Follow, Progress, SlideReport
+    from bundle.slide_restoration import SlideReport
     from bundle.slides.reader import ImageReader
 
 TRAINED_MPP = (0.2, 0.6)  # µm per pixel: trained at 0.25 (40x) and 0.5 (20x)
@@ -149,6 +150,25 @@ def sentence(error: BaseException) -> str:
             return f"the disk is full{where}: make room and give the same command again, what is finished stays."
         return f"{error.strerror}{where}."
     return " ".join((str(error) or type(error).__name__).split()).rstrip(".") + "."
+
+
+def errors_as_sentences() -> None:
+    """For configs: `python -m monai.bundle` then ends with what is wrong as one sentence, not with MONAI's stack.
+
+    Errors of the program itself keep their stack, and so does everything in a program that runs the config inside.
+    """
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    if program is None or program.name != "monai.bundle.__main__":
+        return
+
+    def tell(kind: type[BaseException], error: BaseException, stack: TracebackType | None) -> None:
+        cause = unwrapped(error)
+        if isinstance(cause, (ValueError, OSError, ArithmeticError, ImportError)):
+            complain(sentence(cause))
+        else:
+            sys.__excepthook__(kind, error, stack)
+
+    sys.excepthook = tell
 
 
 def say(line: str) -> None:

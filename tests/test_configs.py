@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 
 import bundle
+from bundle.messages import errors_as_sentences
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -212,3 +215,21 @@ def test_no_config_holds_a_path_of_one_machine(path: Path) -> None:
     """An absolute path works for its author alone."""
     strings = re.findall(r'"((?:[^"\\]|\\.)*)"', path.read_text(encoding="utf-8"))
     assert not [string for string in strings if string.startswith(("/", "~"))]
+
+
+@pytest.mark.parametrize("config_name", ["train_p_former", "evaluate"])
+def test_what_is_wrong_ends_a_run_with_one_sentence(config_name: str, tmp_path: Path) -> None:
+    """MONAI's own last line is "Failed to instantiate component … set '_mode_=debug'": it names no file."""
+    run_id = "evaluating" if config_name == "evaluate" else "training"
+    call = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", f"configs/{config_name}.json",
+            "--dataset_dir", "nowhere", "--runs_dir", str(tmp_path), "--output_dir", str(tmp_path / "measured")]
+    ended = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    last = ended.stderr.strip().splitlines()[-1]
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert last.startswith("mop: ") and last.endswith(".") and "nowhere" in last
+
+
+def test_in_a_host_program_errors_stay_as_they_are() -> None:
+    """MONAI Label and Deploy initialize the config inside their own process: its errors are theirs to tell."""
+    errors_as_sentences()
+    assert sys.excepthook.__module__ != "bundle.messages"
