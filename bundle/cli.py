@@ -16,7 +16,7 @@ from fire.decorators import SetParseFn, SetParseFns
 from bundle import __version__
 from bundle.arguments import PARSERS, UsageError, as_fire_reads, refuse_unknown
 from bundle.exporting.command import export
-from bundle.host import keep_large_allocations
+from bundle.host import keep_large_allocations, wait_briefly
 from bundle.image_jobs import readable_jobs
 from bundle.messages import Tally, complain, known_mpp, plan_line, progress_bars, say, sentence
 from bundle.preparation.command import prepare
@@ -283,6 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
         keep_large_allocations()
+        wait_briefly()
         # A plain kill then unwinds the stack, and temporary files go.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
