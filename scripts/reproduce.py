@@ -5,7 +5,8 @@ and `table_N.md`; docs/reproduce.md puts the figures beside the paper's. Killed,
 
     --table 1, 2    methods, on whole fields: mean ± deviation over slides and planes. --rows chooses some of them,
                     --restored NAME=FOLDER adds a method by its images, --write-inputs FOLDER gives it the planes
-    --table 3       classification: --labels CSV --sharp FOLDER --restored NAME=FOLDER …
+    --table 3       classification: --labels CSV --sharp FOLDER --restored NAME=FOLDER …; rows of table 1 restore the
+                    tiles of a folder with --low FOLDER --data FIELDS --row-steps N --rows …
     --table 4, 5, 6 ablations, on random patches of the test split, the same for all rows
     --table 7       encoders: --encoder NAME=WEIGHTS …, or compact; also figures 5 and 6
     --table 8       seconds of each part
@@ -22,7 +23,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,15 +178,30 @@ def comparison(number: int, names: list[str], budget: Budget, protocol: Protocol
     return results
 
 
-def classification(labels: Path, sharp: Path, given: dict[str, Path], budget: Budget) -> Rows:
-    """Table 3."""
+class Classified(NamedTuple):
+    """What table 3 asks about."""
+
+    labels: Path
+    sharp: Path
+    given: dict[str, Path]  # method -> its restored tiles
+    low: Path | None = None  # defocused tiles for the methods below to restore
+    names: Sequence[str] = ()  # rows of table 1, trained with a budget of their own
+
+
+def classification(asked: Classified, budget: Budget, of_a_row: Budget) -> Rows:
+    """Table 3; `of_a_row` is the budget of the methods of table 1, whose rows are gone on with where they are there."""
     from bundle.reproduction.classification import Recipe, asked_about, classify, load_tiles, read_labels
 
-    tiles = read_labels(labels)
+    tiles = read_labels(asked.labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    methods = {name: load_tiles(asked_about(tiles), folder) for name, folder in given.items()}
+    methods = {name: load_tiles(asked_about(tiles), folder) for name, folder in asked.given.items()}
+    if asked.low:
+        defocused = load_tiles(asked_about(tiles), asked.low)
+        for name in asked.names:
+            method = train_method(METHODS[name], of_a_row.place(1) / name, of_a_row)
+            methods[method.title] = method.restored_tiles(defocused)
     recipe, folder = Recipe(budget.steps), budget.runs / "table_3"
-    scores = classify(tiles, load_tiles(tiles, sharp), methods, recipe, folder, device)
+    scores = classify(tiles, load_tiles(tiles, asked.sharp), methods, recipe, folder, device)
     results: Rows = {name: dict(score._asdict()) for name, score in scores.items()}
     write_table(budget.runs, 3, results, budget.origin | {"tiles": len(asked_about(tiles))})
     return results
@@ -249,7 +265,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--table", type=int, choices=range(1, 9), required=True, help="of the paper")
     parser.add_argument("--data", type=Path, help="folder of sharp fields, or dataset of mop prepare")
     parser.add_argument("--steps", "--budget", type=int, default=0, help="training steps of each row")
-    parser.add_argument("--rows", nargs="*", choices=METHODS, help="of table 1 or 2 (default: no spandrel ones)")
+    parser.add_argument("--rows", nargs="*", choices=METHODS, help="of tables 1 to 3 (default: none of spandrel)")
     parser.add_argument("--restored", nargs="*", default=[], metavar="NAME=FOLDER", help="images of other methods")
     parser.add_argument("--write-inputs", type=Path, metavar="FOLDER", help="write the planes to restore, and stop")
     parser.add_argument("--positions-um", type=float, nargs="*", help="planes of tables 1, 2, 7 (default all)")
@@ -257,6 +273,8 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lpips", type=Path, help="folder of LPIPS weights")
     parser.add_argument("--labels", type=Path, help="CSV name,label of table 3")
     parser.add_argument("--sharp", type=Path, help="folder of sharp tiles of table 3")
+    parser.add_argument("--low", type=Path, help="folder of defocused tiles, for --rows of table 3 to restore")
+    parser.add_argument("--row-steps", type=int, default=0, help="training steps of --rows of table 3")
     parser.add_argument("--encoder", nargs="*", default=["compact"], metavar="NAME=WEIGHTS", help="of table 7")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "reproduce", help="folder of results")
     parser.add_argument("--overlays", nargs="*", default=["compact"], help="configs below the row's (default compact)")
@@ -271,6 +289,8 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--data must name the fields, got none.")
     if known.table == 3 and None in (known.labels, known.sharp):
         parser.error("table 3 needs --labels CSV and --sharp FOLDER, got none.")
+    if known.table == 3 and known.rows and not (known.low and known.data and known.row_steps > 0):
+        parser.error("--rows of table 3 need --low FOLDER, --data FIELDS and --row-steps N, one of them is missing.")
     return known
 
 
@@ -278,7 +298,8 @@ def origin_of(known: argparse.Namespace, weights: str | None) -> dict[str, Any]:
     """What a figure must be named with: budget, data, weights of the frozen parts, commit and machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     held = hashlib.sha256(Path(weights).read_bytes()).hexdigest() if weights else None
-    return {"steps": known.steps, "patch_px": known.patch_px, "data": known.data.name if known.data else None,
+    rows = {"row_steps": known.row_steps} if known.row_steps else {}
+    return rows | {"steps": known.steps, "patch_px": known.patch_px, "data": known.data.name if known.data else None,
             "weights_sha256": held, "commit": commit(ROOT), "hardware": hardware(device)}
 
 
@@ -293,7 +314,7 @@ def run(known: argparse.Namespace) -> None:
     protocol = Protocol(data, known.positions_um, known.crop_px, lpips)
     origin = origin_of(known, weights)
     budget = Budget(data, runs, known.steps, known.overlays, options, origin)
-    places = [path.resolve() if path else None for path in (known.write_inputs, known.labels, known.sharp)]
+    places = [path.resolve() if path else None for path in (known.write_inputs, known.labels, known.sharp, known.low)]
     os.chdir(ROOT)  # MONAI runs a bundle from its root
     if places[0]:
         print(f"{write_planes(protocol, places[0])} fields: {places[0]}")
@@ -303,7 +324,8 @@ def run(known: argparse.Namespace) -> None:
         comparison(known.table, names, budget, protocol, given)
     elif known.table == 3:
         assert places[1] and places[2]
-        classification(places[1], places[2], given, budget)
+        asked = Classified(places[1], places[2], given, places[3], known.rows or ())
+        classification(asked, budget, budget._replace(steps=known.row_steps))
     elif known.table in TABLES:
         ablation(known.table, budget, known.patches)
     elif known.table == 7:

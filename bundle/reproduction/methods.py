@@ -17,6 +17,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
+from bundle.conventions import from_uint8, to_uint8
 from bundle.evaluation.chain import ChainOnFields
 from bundle.evaluation.fields import list_fields
 from bundle.evaluation.protocol import Evaluation
@@ -122,6 +123,10 @@ class MethodOnFields(ChainOnFields):
         """The restored field."""
         stages = super().restore(image)
         return {self.title: stages.get("restored", stages["coarse"])}
+
+    def restored_tiles(self, tiles: Tensor) -> Tensor:
+        """Tiles (N, 3, H, W) uint8 as this method restores them, each by itself."""
+        return torch.stack([to_uint8(self.restore(from_uint8(tile))[self.title]) for tile in tiles])
 
     def estimate(self, tiles: Tensor) -> None:  # type: ignore[override]
         """Not asked for: the frozen prompts are the same in every row."""

@@ -194,7 +194,31 @@ def test_tiles_are_classified_from_the_command_line(script: ModuleType, tmp_path
     assert list(rows) == ["sharp", "MoP"] and list(rows["MoP"]) == ["auc", "accuracy", "precision", "specificity"]
 
 
+@pytest.mark.slow
+def test_rows_of_table_1_restore_the_tiles_that_are_classified(script: ModuleType, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's rows are networks of one budget: shipped weights beside them would have had hours."""
+    monkeypatch.chdir(ROOT)
+    fields = Path(write_phantom_fields(tmp_path / "fields", train=1, val=1, test=1, size_px=112))
+    random = np.random.default_rng(0)
+    for folder in ("sharp", "low"):
+        (tmp_path / folder).mkdir()
+        for number in range(10):
+            pixels = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"t{number}.png")
+    (tmp_path / "list.csv").write_text("name,label\n" + "".join(f"t{n}.png,{n % 2}\n" for n in range(10)))
+    line = ("--table", "3", "--labels", tmp_path / "list.csv", "--sharp", tmp_path / "sharp", "--low", tmp_path / "low",
+            "--restored", f"low={tmp_path / 'low'}", "--steps", "1", "--data", fields, "--row-steps", "2", "--rows",
+            "restormer", "restormer_resshift", "--overlays", "smoke", "--weights", "none", "--patch-px", "32",
+            "--runs", tmp_path / "runs")
+    assert typed(script, *line) == 0
+    record = json.loads((tmp_path / "runs" / "table_3.json").read_text())
+    assert list(record["rows"]) == ["sharp", "low", "Restormer", "Restormer + ResShift"] and record["row_steps"] == 2
+    assert (tmp_path / "runs" / "table_1_2_steps_32_px" / "restormer" / "chain.pt").is_file()
+
+
 @pytest.mark.parametrize(("line", "message"), [
+    (("--table", "3", "--steps", "5", "--labels", "l", "--sharp", "s", "--rows", "mop"), "--rows of table 3"),
     (("--table", "4", "--data", "x"), "--steps must be at least 1 step, got 0"),
     (("--table", "1", "--steps", "5"), "--data must name the fields"),
     (("--table", "3", "--steps", "5"), "table 3 needs --labels CSV and --sharp FOLDER"),
