@@ -33,10 +33,14 @@ class ResidualShiftInferer(Inferer):
             inputs: coarse images, (B, 3, H, W), [0, 1].
             network: the denoiser.
             args: label (B, 3, H, W) in [0, 1], noise (B, 3, H, W), timestep (B,) in 1..T, prompts (PromptMixture).
+            kwargs: own (B,) bool: patches whose x_t is reached by the network's own steps from the coarse image, as in
+                sampling, instead of drawn around the label. None where it is absent.
         """
         label, noise, timestep, prompts = args
-        y_0 = to_signed(inputs)
+        y_0, own = to_signed(inputs), kwargs.get("own")
         x_t = self.scheduler.shifted(to_signed(label), y_0, noise, timestep)
+        if own is not None and bool(own.any()):
+            x_t = torch.where(own.view(-1, 1, 1, 1), self._walked(network, y_0, noise, timestep, prompts), x_t)
         return to_unit(self._predicted(network, x_t, y_0, timestep, prompts))
 
     def sample(self, coarse: Tensor, network: nn.Module, prompts: PromptMixture, location: Tensor, seed: int) -> Tensor:
@@ -68,6 +72,19 @@ class ResidualShiftInferer(Inferer):
             drawn = noise[steps + 1 - t] if t > 1 else torch.zeros_like(x_t)
             x_t = self.scheduler.step(x_0_pred, timestep, x_t, drawn, y_0)
         return to_unit(x_t)
+
+    @torch.no_grad()
+    def _walked(self, network: nn.Module, y_0: Tensor, noise: Tensor, timestep: Tensor,
+                prompts: PromptMixture) -> Tensor:
+        """x_t of every patch at its own timestep, reached by sampling from x_T."""
+        walked = x_t = self.scheduler.start(y_0, noise)
+        for t in range(self.scheduler.num_train_timesteps, 1, -1):
+            now = torch.full_like(timestep, t)
+            # White noise a few pixels on is as good as drawn anew.
+            drawn = noise.roll((t, 7 * t), (-2, -1))
+            x_t = self.scheduler.step(self._predicted(network, x_t, y_0, now, prompts), now, x_t, drawn, y_0)
+            walked = torch.where((timestep < t).view(-1, 1, 1, 1), x_t, walked)
+        return walked
 
     def _predicted(self, network: nn.Module, x_t: Tensor, y_0: Tensor, timestep: Tensor,
                    prompts: PromptMixture) -> Tensor:

@@ -165,32 +165,44 @@ class PFormerBatch:
 
 
 class PDiffusionBatch:
-    """Stage 4: coarse image, noise, timestep and prompts -> sharp patch."""
+    """Stage 4: coarse image, noise, timestep and prompts -> sharp patch.
+
+    Args:
+        simulate: draws the defocus, or hands on what was recorded.
+        prompter: frozen.
+        p_former: frozen; None: P-diffusion stands alone and starts from the defocused image.
+        steps: T.
+        own_steps: share of the patches whose x_t comes of the network's own steps; see `ResidualShiftInferer`.
+    """
 
     def __init__(self, simulate: Source, prompter: Prompter, p_former: PFormer | None,
-                 steps: int = 4) -> None:
-        self.simulate, self.prompter, self.steps = simulate, frozen(prompter), steps
+                 steps: int = 4, own_steps: float = 0.0) -> None:
+        if not 0 <= own_steps <= 1:
+            raise ValueError(f"own_steps must lie in 0..1, got {own_steps}.")
+        self.simulate, self.prompter, self.steps, self.own_steps = simulate, frozen(prompter), steps, own_steps
         self.p_former = None if p_former is None else frozen(p_former)
 
     @torch.no_grad()
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
                  **kwargs: Any) -> Prepared:
-        """Inputs coarse (B, 3, H, W), targets (B, 3, H, W); label, noise, timestep, prompts as arguments."""
+        """Inputs coarse (B, 3, H, W), targets (B, 3, H, W); label, noise, timestep, prompts and own as arguments."""
         self.prompter.to(device)
         drawn = pairs_of(self.simulate, batchdata, device)
         prompts = self.prompter(drawn.image)
         coarse = drawn.image
-        if self.p_former is not None:  # None: P-diffusion stands alone and starts from I_LQ
+        if self.p_former is not None:
             coarse = self.p_former.to(device)(drawn.image, prompts.pathology).clamp(0, 1)
-        noise, timestep = _drawn_noise(drawn.label, torch.as_tensor(batchdata["seed"]), self.steps)
-        return coarse, drawn.label, (drawn.label, noise, timestep, prompts), {}
+        noise, timestep, lot = _drawn_noise(drawn.label, torch.as_tensor(batchdata["seed"]), self.steps)
+        return coarse, drawn.label, (drawn.label, noise, timestep, prompts), {"own": lot < self.own_steps}
 
 
-def _drawn_noise(like: Tensor, seeds: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Noise and a timestep of each patch, from the patch's own seed."""
-    noises, timesteps = [], []
+def _drawn_noise(like: Tensor, seeds: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise, a timestep and a number in 0..1 of each patch, from the patch's own seed."""
+    noises, timesteps, lots = [], [], []
     for seed in seeds.tolist():
         generator = torch.Generator().manual_seed(seed ^ 0x5DEECE66)
         noises.append(torch.randn(like.shape[1:], generator=generator))
         timesteps.append(int(torch.randint(1, steps + 1, (), generator=generator)))
-    return torch.stack(noises).to(like.device), torch.tensor(timesteps, device=like.device)
+        lots.append(float(torch.rand((), generator=generator)))
+    return (torch.stack(noises).to(like.device), torch.tensor(timesteps, device=like.device),
+            torch.tensor(lots, device=like.device))

@@ -108,3 +108,20 @@ def test_the_same_seed_gives_the_same_pixels_whatever_the_batch() -> None:
             alone = inferer.sample(coarse[i:i + 1], network, one, places[i:i + 1], seed=5)
             assert torch.allclose(alone, together[i:i + 1], atol=1e-5)
         assert not torch.allclose(inferer.sample(coarse, network, mixture, places, seed=6), together, atol=1e-3)
+
+
+def test_own_steps_reach_what_sampling_reaches_and_never_see_the_label() -> None:
+    """Trained on states that hold the answer only, the last step trusts what earlier predictions got wrong."""
+    inferer, network, mixture = ResidualShiftInferer(ResidualShiftScheduler()), tiny(), prompts(4, 16, 24)
+    coarse, label, noise = torch.rand(4, 3, 16, 24), torch.rand(4, 3, 16, 24), torch.randn(4, 3, 16, 24)
+    timestep, every = torch.tensor([4, 3, 2, 1]), torch.ones(4, dtype=torch.bool)
+    with torch.no_grad():
+        own = inferer(coarse, network, label, noise, timestep, mixture, own=every)
+        assert torch.equal(own, inferer(coarse, network, 1 - label, noise, timestep, mixture, own=every))
+        draws = [noise, *(noise.roll((t, 7 * t), (-2, -1)) for t in (4, 3, 2))]
+        sampled = inferer.sample_with(coarse, network, mixture, draws)
+        assert torch.allclose(own[3], sampled[3], atol=1e-5)  # the last step's prediction is the result
+        drawn = inferer(coarse, network, label, noise, timestep, mixture)
+        one = inferer(coarse, network, label, noise, timestep, mixture, own=timestep == 2)
+        assert torch.equal(one[[0, 1, 3]], drawn[[0, 1, 3]]) and torch.allclose(one[2], own[2], atol=1e-6)
+        assert not torch.allclose(one[2], drawn[2], atol=1e-4)
