@@ -1,0 +1,35 @@
+"""A larger P-former from the shipped one."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("widen_p_former", ROOT / "scripts" / "widen_p_former.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_shipped_p_former_gets_twice_its_channels(script: ModuleType, tmp_path: Path) -> None:
+    """Training begins where the shipped weights ended, at a size that can learn more."""
+    assert script.main([str(ROOT / "models" / "model.pt"), str(tmp_path / "wide.pt")]) == 0
+    shipped = torch.load(ROOT / "models" / "model.pt", weights_only=True)["p_former.patch_embed.weight"].float()
+    wide = torch.load(tmp_path / "wide.pt", weights_only=True)["patch_embed.weight"]
+    assert torch.equal(wide, shipped.repeat_interleave(2, 0))
+
+
+def test_what_holds_no_p_former_is_refused(script: ModuleType, tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence, and nothing written."""
+    torch.save({"other.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    assert script.main([str(tmp_path / "other.pt"), str(tmp_path / "wide.pt")]) == 1
+    assert "must hold a P-former" in capsys.readouterr().err and not (tmp_path / "wide.pt").exists()
