@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from bundle.slides.reader import ImageReader
 
 TRAINED_MPP = (0.2, 0.6)  # µm per pixel: trained at 0.25 (40x) and 0.5 (20x)
+
+
+_WANTS_MEMORY = re.compile("out of memory|allocate memory")
 
 
 class Tally:
@@ -42,7 +46,7 @@ class Tally:
             told = sentence(error)
             self.fail(told if path.name in told else f"{path}: {told}")
         except RuntimeError as error:
-            if not re.search(r"out of memory|allocate memory", str(error)):
+            if not _WANTS_MEMORY.search(str(error)):
                 raise
             self.fail(f"{path}: memory is not enough for it: use a smaller --batch or --tile-px.")
 
@@ -149,13 +153,26 @@ def sentence(error: BaseException) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"the disk is full{where}: make room and give the same command again, what is finished stays."
         return f"{error.strerror}{where}."
-    return " ".join((str(error) or type(error).__name__).split()).rstrip(".") + "."
+    told = str(error) or type(error).__name__
+    if _WANTS_MEMORY.search(told):
+        told = "memory is not enough: use smaller batches or patches"
+    if told.startswith("Caught ") and "Original Traceback" in told:  # of a worker of torch's DataLoader
+        told = told.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(told.split()).rstrip(".") + "."
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether a `raise` of this package made the error: it then says in words what is wrong."""
+    frames = traceback.extract_tb(error.__traceback__)
+    here = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    return here and (frames[-1].line or "").startswith("raise ")
 
 
 def errors_as_sentences() -> None:
     """For configs: `python -m monai.bundle` then ends with what is wrong as one sentence, not with MONAI's stack.
 
-    Errors of the program itself keep their stack, and so does everything in a program that runs the config inside.
+    Errors that nothing here raised on purpose keep their stack, the sentence comes below. A program that runs the
+    config inside keeps its own ways.
     """
     program = getattr(sys.modules["__main__"], "__spec__", None)
     if program is None or program.name != "monai.bundle.__main__":
@@ -163,10 +180,9 @@ def errors_as_sentences() -> None:
 
     def tell(kind: type[BaseException], error: BaseException, stack: TracebackType | None) -> None:
         cause = unwrapped(error)
-        if isinstance(cause, (ValueError, OSError, ArithmeticError, ImportError)):
-            complain(sentence(cause))
-        else:
+        if not (isinstance(cause, OSError) or _raised_here(cause) or _WANTS_MEMORY.search(str(cause))):
             sys.__excepthook__(kind, error, stack)
+        complain(sentence(cause))
 
     sys.excepthook = tell
 

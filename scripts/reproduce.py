@@ -194,6 +194,7 @@ def classification(asked: Classified, budget: Budget, of_a_row: Budget) -> Rows:
 
     tiles = read_labels(asked.labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sharp = load_tiles(tiles, asked.sharp)  # before hours of training: a missing tile is told at once
     methods = {name: load_tiles(asked_about(tiles), folder) for name, folder in asked.given.items()}
     if asked.low:
         defocused = load_tiles(asked_about(tiles), asked.low)
@@ -201,7 +202,7 @@ def classification(asked: Classified, budget: Budget, of_a_row: Budget) -> Rows:
             method = train_method(METHODS[name], of_a_row.place(1) / name, of_a_row)
             methods[method.title] = method.restored_tiles(defocused)
     recipe, folder = Recipe(budget.steps), budget.runs / "table_3"
-    scores = classify(tiles, load_tiles(tiles, asked.sharp), methods, recipe, folder, device)
+    scores = classify(tiles, sharp, methods, recipe, folder, device)
     results: Rows = {name: dict(score._asdict()) for name, score in scores.items()}
     write_table(budget.runs, 3, results, budget.origin | {"tiles": len(asked_about(tiles))})
     return results
@@ -265,7 +266,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--table", type=int, choices=range(1, 9), required=True, help="of the paper")
     parser.add_argument("--data", type=Path, help="folder of sharp fields, or dataset of mop prepare")
     parser.add_argument("--steps", "--budget", type=int, default=0, help="training steps of each row")
-    parser.add_argument("--rows", nargs="*", choices=METHODS, help="of tables 1 to 3 (default: none of spandrel)")
+    parser.add_argument("--rows", nargs="*", choices=METHODS, help="of tables 1 to 3 (default: none of spandrel's)")
     parser.add_argument("--restored", nargs="*", default=[], metavar="NAME=FOLDER", help="images of other methods")
     parser.add_argument("--write-inputs", type=Path, metavar="FOLDER", help="write the planes to restore, and stop")
     parser.add_argument("--positions-um", type=float, nargs="*", help="planes of tables 1, 2, 7 (default all)")
@@ -289,8 +290,9 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--data must name the fields, got none.")
     if known.table == 3 and None in (known.labels, known.sharp):
         parser.error("table 3 needs --labels CSV and --sharp FOLDER, got none.")
-    if known.table == 3 and known.rows and not (known.low and known.data and known.row_steps > 0):
-        parser.error("--rows of table 3 need --low FOLDER, --data FIELDS and --row-steps N, one of them is missing.")
+    for_rows = [known.low, known.row_steps, *([known.data, known.rows] if known.table == 3 else [])]
+    if any(for_rows) and not (known.table == 3 and all(for_rows)):
+        parser.error("--rows of table 3 need --low FOLDER, --data FIELDS and --row-steps N, and these need --rows.")
     return known
 
 

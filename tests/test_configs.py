@@ -217,16 +217,20 @@ def test_no_config_holds_a_path_of_one_machine(path: Path) -> None:
     assert not [string for string in strings if string.startswith(("/", "~"))]
 
 
-@pytest.mark.parametrize("config_name", ["train_p_former", "evaluate"])
-def test_what_is_wrong_ends_a_run_with_one_sentence(config_name: str, tmp_path: Path) -> None:
-    """MONAI's own last line is "Failed to instantiate component … set '_mode_=debug'": it names no file."""
-    run_id = "evaluating" if config_name == "evaluate" else "training"
+@pytest.mark.parametrize(("config_name", "run_id", "dataset", "told", "stack"), [
+    ("train_p_former", "training", "nowhere", "nowhere", False),
+    ("evaluate", "evaluating", "nowhere", "nowhere", False),
+    ("evaluate", "evaluating", "$1 // 0", "by zero", True),
+])
+def test_a_run_ends_with_what_is_wrong_as_one_sentence(config_name: str, run_id: str, dataset: str, told: str,
+                                                       stack: bool, tmp_path: Path) -> None:  # fmt: skip
+    """MONAI's own last line names no file: "Failed to instantiate component … set '_mode_=debug'". Bugs keep theirs."""
     call = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", f"configs/{config_name}.json",
-            "--dataset_dir", "nowhere", "--runs_dir", str(tmp_path), "--output_dir", str(tmp_path / "measured")]
+            "--dataset_dir", dataset, "--runs_dir", str(tmp_path), "--output_dir", str(tmp_path / "measured")]
     ended = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
     last = ended.stderr.strip().splitlines()[-1]
-    assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    assert last.startswith("mop: ") and last.endswith(".") and "nowhere" in last
+    assert ended.returncode == 1 and ("Traceback" in ended.stderr) == stack
+    assert last.startswith("mop: ") and last.endswith(".") and told in last
 
 
 def test_in_a_host_program_errors_stay_as_they_are() -> None:

@@ -8,7 +8,7 @@ import re
 import pytest
 import rich.console
 
-from bundle.messages import progress_bars, unwrapped
+from bundle.messages import progress_bars, sentence, unwrapped
 
 
 def test_a_bar_says_what_is_under_way_in_80_columns_and_begins_each_phase_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +53,15 @@ def test_of_an_error_in_a_config_the_part_s_own_sentence_is_told() -> None:
     outer.__cause__ = RuntimeError("Failed to instantiate component 'bundle.data.fields.field_records'")
     outer.__cause__.__cause__ = inner
     assert unwrapped(outer) is inner and unwrapped(inner) is inner
+
+
+def test_of_an_error_in_a_worker_its_last_line_is_told() -> None:
+    """torch puts the worker's whole stack into the message: as one line it is a screen full."""
+    message = ("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+               '  File "loop.py", line 1, in work\nValueError: a.png is cut short\n')
+    assert sentence(ValueError(message)) == "a.png is cut short."
+
+
+def test_want_of_memory_is_told_with_what_to_do() -> None:
+    """The most common error of a first training on a GPU."""
+    assert sentence(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")).startswith("memory is not enough: use")

@@ -26,21 +26,29 @@ class ResidualShiftInferer(Inferer):
         super().__init__()
         self.scheduler = scheduler
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, own: Tensor | None = None,
+                 later_noise: Tensor | None = None, **kwargs: Any) -> Tensor:
         """One training call: x_0_pred as an image around [0, 1].
 
         Args:
             inputs: coarse images, (B, 3, H, W), [0, 1].
             network: the denoiser.
             args: label (B, 3, H, W) in [0, 1], noise (B, 3, H, W), timestep (B,) in 1..T, prompts (PromptMixture).
-            kwargs: own (B,) bool: patches whose x_t is reached by the network's own steps from the coarse image, as in
-                sampling, instead of drawn around the label. None where it is absent.
+            own: (B,) bool: patches whose x_t is reached by the network's own steps from the coarse image, as in
+                sampling, instead of drawn around the label; costs up to T - 1 passes without gradients. Default: none.
+            later_noise: (B, T - 1, 3, H, W), of those steps.
+            kwargs: ignored.
         """
         label, noise, timestep, prompts = args
-        y_0, own = to_signed(inputs), kwargs.get("own")
+        y_0 = to_signed(inputs)
         x_t = self.scheduler.shifted(to_signed(label), y_0, noise, timestep)
-        if own is not None and bool(own.any()):
-            x_t = torch.where(own.view(-1, 1, 1, 1), self._walked(network, y_0, noise, timestep, prompts), x_t)
+        if own is not None and later_noise is not None:
+            chosen = own.nonzero()[:, 0]
+            if len(chosen):
+                theirs = PromptMixture(*(part[chosen] for part in prompts))
+                walked = self._walked(network, y_0[chosen], noise[chosen], later_noise[chosen], timestep[chosen],
+                                      theirs)
+                x_t = x_t.index_copy(0, chosen, walked.to(x_t.dtype))
         return to_unit(self._predicted(network, x_t, y_0, timestep, prompts))
 
     def sample(self, coarse: Tensor, network: nn.Module, prompts: PromptMixture, location: Tensor, seed: int) -> Tensor:
@@ -74,15 +82,15 @@ class ResidualShiftInferer(Inferer):
         return to_unit(x_t)
 
     @torch.no_grad()
-    def _walked(self, network: nn.Module, y_0: Tensor, noise: Tensor, timestep: Tensor,
+    def _walked(self, network: nn.Module, y_0: Tensor, noise: Tensor, later_noise: Tensor, timestep: Tensor,
                 prompts: PromptMixture) -> Tensor:
         """x_t of every patch at its own timestep, reached by sampling from x_T."""
+        steps = self.scheduler.num_train_timesteps
         walked = x_t = self.scheduler.start(y_0, noise)
-        for t in range(self.scheduler.num_train_timesteps, 1, -1):
+        for t in range(steps, int(timestep.min()), -1):
             now = torch.full_like(timestep, t)
-            # White noise a few pixels on is as good as drawn anew.
-            drawn = noise.roll((t, 7 * t), (-2, -1))
-            x_t = self.scheduler.step(self._predicted(network, x_t, y_0, now, prompts), now, x_t, drawn, y_0)
+            x_0_pred = self._predicted(network, x_t, y_0, now, prompts)
+            x_t = self.scheduler.step(x_0_pred, now, x_t, later_noise[:, steps - t], y_0)
             walked = torch.where((timestep < t).view(-1, 1, 1, 1), x_t, walked)
         return walked
 

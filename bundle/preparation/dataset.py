@@ -45,7 +45,7 @@ from bundle.slides.whole_files import folder_when_done, replace_when_done
 RECIPE = 2  # counted up when the same sources give other results
 FIELD_SIDE_PX = 4096  # larger stacks are cut into fields
 FIELD_BYTES = 3 * 2**30  # memory that a process needs for a field of 13 planes of that side, with room
-MPP, SPACING_UM = (0.05, 5.0), (0.05, 50.0)  # µm; beyond them somebody has mistaken the unit
+MPP, SPACING_UM = (0.05, 5.0), (0.05, 50.0)  # µm; beyond them a unit was mistaken
 FIELDS, REPORT, LEDGER, LOCK = "fields", "report.html", "made_from.json", ".lock"
 
 
@@ -96,10 +96,14 @@ def prepare_dataset(
 
     Raises:
         FileNotFoundError: no such source.
-        ValueError: no stack, unknown scale, fewer than three slides, an empty section, a folder that is no dataset.
+        ValueError: no stack, a scale that is unknown or that no microscope has, fewer than three slides, an empty
+            section, a folder that is no dataset.
     """
     if plan.source.resolve() in [plan.dataset.resolve(), *plan.dataset.resolve().parents]:
         raise ValueError(f"the output must lie outside of the source, {plan.dataset} is in {plan.source}.")
+    odd = _odd_scale(plan.mpp, plan.spacing_um)
+    if odd:
+        raise ValueError(odd)
     found = find_stacks(plan.source, plan.pattern)
     if found.ignored:
         complain(f"warning: {len(found.ignored)} images are named like no plane and left out, the first is "
@@ -162,6 +166,10 @@ def plan_fields(stacks: list[StackSource], plan: Plan) -> tuple[list[FieldJob], 
             failures.append(f"{source.name}: {as_sentence(error)}")
             continue
         mpp, spacing_um = _known_scale(source, scale, plan)
+        odd = _odd_scale(mpp, spacing_um)
+        if odd:
+            failures.append(f"{source.name}: {odd}")
+            continue
         for box in boxes:
             name = _folder_name(source.name + (f"_r{box.row:05d}c{box.col:05d}" if len(boxes) > 1 else ""))
             settings = {"recipe": RECIPE, "patch_px": PATCH_PX, "mpp": mpp, "spacing_um": spacing_um, "box": list(box)}
@@ -236,15 +244,17 @@ def _known_scale(source: StackSource, scale: tuple[float | None, float | None], 
         raise ValueError(f"the µm between planes must be known, {source.name} does not say them: pass --spacing-um.")
     if mpp is None:
         raise ValueError(f"the µm per pixel must be known, {source.name} does not say them: pass --mpp.")
-    _refuse_odd(mpp, MPP, f"the µm per pixel of {source.name}", "--mpp")
-    _refuse_odd(spacing_um, SPACING_UM, f"the µm between planes of {source.name}", "--spacing-um")
     return mpp, spacing_um
 
 
-def _refuse_odd(value_um: float, limits: tuple[float, float], what: str, flag: str) -> None:
-    if not limits[0] <= value_um <= limits[1]:
-        span = f"between {limits[0]:g} and {limits[1]:g}"
-        raise ValueError(f"{what} must lie {span}, got {value_um:g} (nm?): pass {flag}.")
+def _odd_scale(mpp: float | None, spacing_um: float | None) -> str | None:
+    """What to say of a scale that no microscope has: most likely another unit."""
+    for value, (lowest, highest), what, flag in (
+        (mpp, MPP, "per pixel", "--mpp"), (spacing_um, SPACING_UM, "between planes", "--spacing-um"),
+    ):
+        if value is not None and not lowest <= value <= highest:
+            return f"the µm {what} must lie between {lowest:g} and {highest:g}, got {value:g}: {flag} sets them."
+    return None
 
 
 def _folder_name(name: str) -> str:

@@ -185,24 +185,34 @@ class PDiffusionBatch:
     @torch.no_grad()
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
                  **kwargs: Any) -> Prepared:
-        """Inputs coarse (B, 3, H, W), targets (B, 3, H, W); label, noise, timestep, prompts and own as arguments."""
+        """Inputs coarse (B, 3, H, W), targets (B, 3, H, W); label, noise, timestep, prompts as arguments; own steps."""
         self.prompter.to(device)
         drawn = pairs_of(self.simulate, batchdata, device)
         prompts = self.prompter(drawn.image)
         coarse = drawn.image
         if self.p_former is not None:
             coarse = self.p_former.to(device)(drawn.image, prompts.pathology).clamp(0, 1)
-        noise, timestep, lot = _drawn_noise(drawn.label, torch.as_tensor(batchdata["seed"]), self.steps)
-        return coarse, drawn.label, (drawn.label, noise, timestep, prompts), {"own": lot < self.own_steps}
+        seeds = torch.as_tensor(batchdata["seed"])
+        noise, timestep = _drawn_noise(drawn.label, seeds, self.steps)
+        own = _drawn_own_steps(drawn.label, seeds, self.steps, self.own_steps) if self.own_steps else {}
+        return coarse, drawn.label, (drawn.label, noise, timestep, prompts), own
 
 
-def _drawn_noise(like: Tensor, seeds: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise, a timestep and a number in 0..1 of each patch, from the patch's own seed."""
-    noises, timesteps, lots = [], [], []
+def _drawn_noise(like: Tensor, seeds: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Noise and a timestep of each patch, from the patch's own seed."""
+    noises, timesteps = [], []
     for seed in seeds.tolist():
         generator = torch.Generator().manual_seed(seed ^ 0x5DEECE66)
         noises.append(torch.randn(like.shape[1:], generator=generator))
         timesteps.append(int(torch.randint(1, steps + 1, (), generator=generator)))
-        lots.append(float(torch.rand((), generator=generator)))
-    return (torch.stack(noises).to(like.device), torch.tensor(timesteps, device=like.device),
-            torch.tensor(lots, device=like.device))
+    return torch.stack(noises).to(like.device), torch.tensor(timesteps, device=like.device)
+
+
+def _drawn_own_steps(like: Tensor, seeds: Tensor, steps: int, share: float) -> dict[str, Tensor]:
+    """Keywords of `ResidualShiftInferer`: which patches take their own steps, and the noise of these."""
+    own, noises = [], []
+    for seed in seeds.tolist():
+        generator = torch.Generator().manual_seed(seed ^ 0x2545F491)
+        own.append(float(torch.rand((), generator=generator)) < share)
+        noises.append(torch.randn((steps - 1, *like.shape[1:]), generator=generator))
+    return {"own": torch.tensor(own, device=like.device), "later_noise": torch.stack(noises).to(like.device)}

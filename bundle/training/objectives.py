@@ -100,9 +100,9 @@ class RestorationLoss(nn.Module):
     """Pixel loss plus optional terms; the paper's L1 or squared error by default.
 
     Args:
-        pixel: "l1" (P-former), "l2" (P-diffusion, equation 5), "charbonnier", "psnr": minus each patch's PSNR, dB,
-            over 100, so that patches near focus, whose errors are small, count as much as hopeless ones, or "rmse":
-            each patch's root mean square error, between these two.
+        pixel: "l1" (P-former), "l2" (P-diffusion, equation 5), "charbonnier", "rmse": each patch's root mean square
+            error, or "psnr": minus each patch's PSNR, dB, over 100. By "l2" patches far out of focus rule, by "psnr"
+            those near focus, whose errors are small, count as much; "rmse" lies between.
         frequency_weight: of the L1 distance of the Fourier transforms.
         feature_weight: of `features`.
         features: a perceptual distance.

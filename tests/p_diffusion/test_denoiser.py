@@ -112,16 +112,20 @@ def test_the_same_seed_gives_the_same_pixels_whatever_the_batch() -> None:
 
 def test_own_steps_reach_what_sampling_reaches_and_never_see_the_label() -> None:
     """Trained on states that hold the answer only, the last step trusts what earlier predictions got wrong."""
-    inferer, network, mixture = ResidualShiftInferer(ResidualShiftScheduler()), tiny(), prompts(4, 16, 24)
-    coarse, label, noise = torch.rand(4, 3, 16, 24), torch.rand(4, 3, 16, 24), torch.randn(4, 3, 16, 24)
-    timestep, every = torch.tensor([4, 3, 2, 1]), torch.ones(4, dtype=torch.bool)
+    inferer, network = ResidualShiftInferer(ResidualShiftScheduler()), tiny()
+    mixture = PromptMixture(*(part.expand(4, *part.shape[1:]) for part in prompts(1, 16, 24)))
+    coarse, label = torch.rand(1, 3, 16, 24).expand(4, -1, -1, -1), torch.rand(4, 3, 16, 24)
+    draws = torch.randn(4, 1, 3, 16, 24).expand(-1, 4, -1, -1, -1)  # of x_T and of three steps
+    own_steps = {"own": torch.ones(4, dtype=torch.bool), "later_noise": draws[1:].transpose(0, 1)}
+    timestep, seen = torch.tensor([4, 3, 2, 1]), []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        own = inferer(coarse, network, label, noise, timestep, mixture, own=every)
-        assert torch.equal(own, inferer(coarse, network, 1 - label, noise, timestep, mixture, own=every))
-        draws = [noise, *(noise.roll((t, 7 * t), (-2, -1)) for t in (4, 3, 2))]
-        sampled = inferer.sample_with(coarse, network, mixture, draws)
-        assert torch.allclose(own[3], sampled[3], atol=1e-5)  # the last step's prediction is the result
-        drawn = inferer(coarse, network, label, noise, timestep, mixture)
-        one = inferer(coarse, network, label, noise, timestep, mixture, own=timestep == 2)
-        assert torch.equal(one[[0, 1, 3]], drawn[[0, 1, 3]]) and torch.allclose(one[2], own[2], atol=1e-6)
+        inferer.sample_with(coarse, network, mixture, list(draws))
+        wanted = torch.stack([state[0] for state in seen])  # x_4, x_3, x_2, x_1, scaled
+        own = inferer(coarse, network, label, draws[0], timestep, mixture, **own_steps)
+        assert torch.allclose(seen[-1], wanted, atol=1e-5)
+        assert torch.equal(own, inferer(coarse, network, 1 - label, draws[0], timestep, mixture, **own_steps))
+        drawn = inferer(coarse, network, label, draws[0], timestep, mixture)
+        one = inferer(coarse, network, label, draws[0], timestep, mixture, **own_steps | {"own": timestep == 2})
+        assert torch.equal(one[[0, 1, 3]], drawn[[0, 1, 3]]) and torch.allclose(one[2], own[2], atol=1e-5)
         assert not torch.allclose(one[2], drawn[2], atol=1e-4)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from monai.data import load_decathlon_datalist
 from PIL import Image
@@ -239,9 +240,9 @@ def test_wrong_calls_end_in_one_sentence(scans: Path, tmp_path: Path, capsys: py
          lambda: prepare(scans, output, "--mpp", "0.25", scale=False)),
         (1, "µm per pixel must be known, 0_7 does not say them: pass --mpp",
          lambda: prepare(scans, output, "--spacing-um", "0.8", scale=False)),
-        (1, "µm between planes of 0_7 must lie between 0.05 and 50, got 800 (nm?): pass --spacing-um",
+        (1, "the µm between planes must lie between 0.05 and 50, got 800: --spacing-um sets them",
          lambda: prepare(scans, output, "--mpp", "0.25", "--spacing-um", "800", scale=False)),
-        (1, "µm per pixel of 0_7 must lie between 0.05 and 5, got 250 (nm?): pass --mpp",
+        (1, "the µm per pixel must lie between 0.05 and 5, got 250: --mpp sets them",
          lambda: prepare(scans, output, "--spacing-um", "0.8", "--mpp", "250", scale=False)),
         (1, "at least 3 slides or patients, got 1 (1)", lambda: prepare(tmp_path / "one", output)),
         (1, "none is among its 1 files", lambda: prepare(touched, output)),
@@ -256,6 +257,20 @@ def test_wrong_calls_end_in_one_sentence(scans: Path, tmp_path: Path, capsys: py
         told = complaints(capsys)
         assert len(told) == 1 and sentence in told[0]
     assert not output.exists() and list(touched.iterdir()) == [touched / "thesis.txt"]
+
+
+def test_a_stack_with_an_impossible_scale_costs_itself_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                                             ) -> None:  # fmt: skip
+    """A file that counts in nm or in mm must neither teach another blur nor stop a night's work on the others."""
+    for seed in range(4):
+        unit = 0.8 if seed else 800.0
+        pixels = tissue(seed)
+        tifffile.imwrite(tmp_path / f"{seed}.ome.tif", pixels, photometric="rgb", metadata={
+            "axes": "ZYXS", "PhysicalSizeZ": unit, "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25})
+    assert prepare(tmp_path, tmp_path.parent / "odd", scale=False) == 1
+    told = complaints(capsys)
+    assert told == ["mop: 0: the µm between planes must lie between 0.05 and 50, got 800: --spacing-um sets them."]
+    assert len(list((tmp_path.parent / "odd" / "fields").iterdir())) == 3
 
 
 def test_a_slide_is_cut_into_fields_that_cover_it() -> None:
