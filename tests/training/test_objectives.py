@@ -30,6 +30,22 @@ def test_losses_are_zero_for_the_truth_and_grow_with_the_error() -> None:
     assert not list(features.parameters())
 
 
+def test_features_fall_on_other_pixels_in_every_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the same ones always, P-diffusion learned a weave of their period that no measure of ours punished."""
+    estimator = DefocusEstimator((1, 1, 1, 1), (8, 8, 8, 8))
+    distance, looked_at = FeatureDistance(estimator), []
+    stages = estimator.stages
+    monkeypatch.setattr(estimator, "stages", lambda image: (looked_at.append(image.detach()), stages(image))[1])
+    target = torch.rand(12, 3, 32, 40, generator=torch.Generator().manual_seed(1))
+    together = distance(target * 0.9, target)
+    crops = looked_at[1]
+    places = {(row, col) for one, crop in zip(target, crops, strict=True) for row in range(8) for col in range(8)
+              if torch.equal(one[:, row:row + 25, col:col + 33], crop)}
+    assert len(places) > 6  # of 64
+    alone = torch.stack([distance(one[None] * 0.9, one[None]) for one in target]).mean()
+    assert float(together) == pytest.approx(float(alone), rel=1e-5)  # a patch is moved alike in every batch
+
+
 def test_the_squared_error_lives_on_minus_one_to_one() -> None:
     """Equation 5 is on P-diffusion's range: an error of 0.1 in [0, 1] is 0.2 there."""
     image = torch.zeros(1, 3, 4, 4)
