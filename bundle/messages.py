@@ -182,7 +182,8 @@ def errors_as_sentences() -> None:
         cause = unwrapped(error)
         if not (isinstance(cause, OSError) or _raised_here(cause) or _WANTS_MEMORY.search(str(cause))):
             sys.__excepthook__(kind, error, stack)
-        complain(sentence(cause))
+        if isinstance(cause, Exception):  # Ctrl-C is none
+            complain(sentence(cause))
 
     sys.excepthook = tell
 

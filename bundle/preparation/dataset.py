@@ -36,7 +36,7 @@ from bundle.data.splits import SECTIONS, natural_order, split_slides
 from bundle.data.stack_search import find_stacks
 from bundle.preparation.field import FIELD, FieldFacts, prepare_field, read_facts
 from bundle.preparation.patches import PATCH_PX
-from bundle.preparation.processes import as_sentence, in_processes
+from bundle.preparation.processes import in_processes, told_error
 from bundle.preparation.report import report_page
 from bundle.progress import Progress
 from bundle.slides.grid import Box
@@ -162,8 +162,8 @@ def plan_fields(stacks: list[StackSource], plan: Plan) -> tuple[list[FieldJob], 
             with open_stack(source) as stack:
                 boxes, patient = field_boxes(*stack.shape), source.patient or stack.patient
                 scale = (stack.mpp, stack.spacing_um)
-        except Exception as error:  # noqa: BLE001  # see as_sentence
-            failures.append(f"{source.name}: {as_sentence(error)}")
+        except Exception as error:  # noqa: BLE001  # see told_error
+            failures.append(f"{source.name}: {told_error(error)}")
             continue
         mpp, spacing_um = _known_scale(source, scale, plan)
         odd = _odd_scale(mpp, spacing_um)

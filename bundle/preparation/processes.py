@@ -57,12 +57,12 @@ def in_processes(
 def _attempt(act: Callable[[Argument], Result], argument: Argument) -> Result | Exception:
     try:
         return act(argument)
-    except Exception as error:  # noqa: BLE001  # see as_sentence
-        return as_sentence(error)
+    except Exception as error:  # noqa: BLE001  # see told_error
+        return told_error(error)
 
 
-def as_sentence(error: Exception) -> Exception:
-    """What to say of a field that failed: readers of damaged files raise whatever they like."""
+def told_error(error: Exception) -> Exception:
+    """The error that tells what failed in a field: readers of damaged files raise whatever they like."""
     if isinstance(error, MemoryError):
         return MemoryError("memory is not enough for this field.")
     if isinstance(error, ValueError | OSError):

@@ -82,7 +82,7 @@ class FeatureDistance(nn.Module):
     pixels reward a weave of their period.
     """
 
-    PERIOD = 8  # px between places that these features see alike
+    MOVES_PX = 8  # how many places along each side: every phase of the strides of the first two stages, 4 and 8 px
 
     def __init__(self, estimator: DefocusEstimator, stages: int = 3) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ class FeatureDistance(nn.Module):
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         """Scalar from images (B, 3, H, W) around [0, 1]."""
         estimator = self._estimator[0]
-        height, width = (side - self.PERIOD + 1 for side in image.shape[-2:])
-        places = [divmod(int(pixels.abs().sum()) % self.PERIOD**2, self.PERIOD) for pixels in target]
+        height, width = (side - self.MOVES_PX + 1 for side in image.shape[-2:])
+        places = [divmod(int(pixels.abs().sum()) % self.MOVES_PX**2, self.MOVES_PX) for pixels in target]
         image, target = (torch.stack([pixels[:, row:row + height, col:col + width]
                                       for pixels, (row, col) in zip(images, places, strict=True)])
                          for images in (image, target))  # fmt: skip

@@ -177,17 +177,22 @@ def test_encoders_are_compared_and_shown(script: ModuleType, tmp_path: Path, mon
     assert all(torch.equal(chain[f"prompter.restorer.{name}"], value) for name, value in restorer.items())
 
 
+def write_labelled_tiles(place: Path, folders: tuple[str, ...], height: int, width: int) -> None:
+    """Ten tiles of noise in each folder, and list.csv with their labels, 0 and 1 in turn."""
+    random = np.random.default_rng(0)
+    for folder in folders:
+        (place / folder).mkdir()
+        for number in range(10):
+            pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / folder / f"t{number}.png")
+    (place / "list.csv").write_text("name,label\n" + "".join(f"t{n}.png,{n % 2}\n" for n in range(10)))
+
+
 @pytest.mark.slow
 def test_tiles_are_classified_from_the_command_line(script: ModuleType, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """Table 3 of two folders and a list, as they are published."""
-    random = np.random.default_rng(0)
-    for folder in ("sharp", "restored"):
-        (tmp_path / folder).mkdir()
-        for number in range(10):
-            pixels = random.integers(0, 256, (32, 40, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / folder / f"t{number}.png")
-    (tmp_path / "list.csv").write_text("name,label\n" + "".join(f"t{n}.png,{n % 2}\n" for n in range(10)))
+    write_labelled_tiles(tmp_path, ("sharp", "restored"), 32, 40)
     assert typed(script, "--table", "3", "--labels", tmp_path / "list.csv", "--sharp", tmp_path / "sharp",
                  "--restored", f"MoP={tmp_path / 'restored'}", "--steps", "1", "--runs", tmp_path / "runs") == 0
     rows = json.loads((tmp_path / "runs" / "table_3.json").read_text())["rows"]
@@ -200,13 +205,7 @@ def test_rows_of_table_1_restore_the_tiles_that_are_classified(script: ModuleTyp
     """The paper's rows are networks of one budget: shipped weights beside them would have had hours."""
     monkeypatch.chdir(ROOT)
     fields = Path(write_phantom_fields(tmp_path / "fields", train=1, val=1, test=1, size_px=112))
-    random = np.random.default_rng(0)
-    for folder in ("sharp", "low"):
-        (tmp_path / folder).mkdir()
-        for number in range(10):
-            pixels = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / folder / f"t{number}.png")
-    (tmp_path / "list.csv").write_text("name,label\n" + "".join(f"t{n}.png,{n % 2}\n" for n in range(10)))
+    write_labelled_tiles(tmp_path, ("sharp", "low"), 64, 64)
     line = ("--table", "3", "--labels", tmp_path / "list.csv", "--sharp", tmp_path / "sharp", "--low", tmp_path / "low",
             "--restored", f"low={tmp_path / 'low'}", "--steps", "1", "--data", fields, "--row-steps", "2", "--rows",
             "restormer", "restormer_resshift", "--overlays", "smoke", "--weights", "none", "--patch-px", "32",
