@@ -35,7 +35,7 @@ class ResidualShiftScheduler(Scheduler):
         num_train_timesteps: T.
         kappa: noise strength.
         power: p, bends the geometric growth; below 1 shifts early.
-        min_noise: standard deviation of the noise at t = 1.
+        min_noise: standard deviation of the noise at t = 1 where kappa >= 1; below, sqrt(eta_1).
         last: sqrt(eta_T), just below 1: x_T is y_0 and noise.
     """
 

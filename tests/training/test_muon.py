@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from bundle.training.muon import MuonWithAdam, mixes_channels
 from bundle.training.schedules import learning_rate_schedule
@@ -104,3 +105,25 @@ def test_schedules_count_steps_and_end_where_they_say() -> None:
     assert rates["warmup_cosine"][-1] == pytest.approx(0.0, abs=1e-9)
     with pytest.raises(ValueError, match="must be one of"):
         learning_rate_schedule(optimizer, "linear", 1, 1)
+
+
+def test_a_run_that_is_made_longer_keeps_falling_to_its_own_end() -> None:
+    """The state of the shorter run brought its length: the rate rose again where it should have fallen."""
+    def begun(epochs: int) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        optimizer = torch.optim.SGD(network().parameters(), lr=1.0)
+        return optimizer, learning_rate_schedule(optimizer, "warmup_cosine", epochs, epoch_length=5, warmup_steps=2)
+
+    def stepped(optimizer: torch.optim.Optimizer, schedule: LRScheduler, steps: int) -> list[float]:
+        rates = []
+        for _ in range(steps):
+            optimizer.step()
+            schedule.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        return rates
+
+    unbroken = stepped(*begun(epochs=8), steps=40)
+    shorter, longer = begun(epochs=4), begun(epochs=8)
+    stepped(*shorter, steps=15)
+    longer[0].load_state_dict(shorter[0].state_dict())
+    longer[1].load_state_dict(shorter[1].state_dict())
+    assert stepped(*longer, steps=25) == pytest.approx(unbroken[15:], abs=1e-12)
