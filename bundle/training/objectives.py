@@ -78,8 +78,9 @@ class FeatureDistance(nn.Module):
     """How differently a frozen defocus estimator sees two images: it was trained to see sharpness.
 
     Squared distance of its unit-normalised features of the first stages; a perceptual loss that needs no download.
-    Every pair is moved by a few pixels of its own first: features of strided convolutions that always fall on the same
-    pixels reward a weave of their period.
+    Every pair is moved by a few pixels and turned or mirrored in a way of its own first: features of strided
+    convolutions that always fall on the same pixels reward a weave of their period, and those that always look from one
+    side a slanted one.
     """
 
     MOVES_PX = 8  # how many places along each side: every phase of the strides of the first two stages, 4 and 8 px
@@ -92,10 +93,8 @@ class FeatureDistance(nn.Module):
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         """Scalar from images (B, 3, H, W) around [0, 1]."""
         estimator = self._estimator[0]
-        height, width = (side - self.MOVES_PX + 1 for side in image.shape[-2:])
-        places = [divmod(int(pixels.abs().sum()) % self.MOVES_PX**2, self.MOVES_PX) for pixels in target]
-        image, target = (torch.stack([pixels[:, row:row + height, col:col + width]
-                                      for pixels, (row, col) in zip(images, places, strict=True)])
+        views = [int(8 * pixels.abs().sum()) % (8 * self.MOVES_PX**2) for pixels in target]
+        image, target = (torch.stack([self.view(pixels, number) for pixels, number in zip(images, views, strict=True)])
                          for images in (image, target))  # fmt: skip
         seen = estimator.stages(image)[: self.stages]
         with torch.no_grad():
@@ -103,6 +102,14 @@ class FeatureDistance(nn.Module):
         pairs = zip(seen, wanted, strict=True)
         distances = [(functional.normalize(a) - functional.normalize(b)).square().sum(1).mean() for a, b in pairs]
         return torch.stack(distances).sum()
+
+    def view(self, pixels: Tensor, number: int) -> Tensor:
+        """The square of `pixels`, (C, H, W), at one of MOVES_PX² places, in one of its 8 turns and mirrors."""
+        place, turns = divmod(number, 8)
+        side = min(pixels.shape[-2:]) - self.MOVES_PX + 1
+        row, column = divmod(place, self.MOVES_PX)
+        seen = pixels[:, row:row + side, column:column + side].rot90(turns % 4, (1, 2))
+        return seen.flip(2) if turns >= 4 else seen
 
 
 class RestorationLoss(nn.Module):

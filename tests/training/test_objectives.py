@@ -30,8 +30,14 @@ def test_losses_are_zero_for_the_truth_and_grow_with_the_error() -> None:
     assert not list(features.parameters())
 
 
-def test_features_fall_on_other_pixels_in_every_patch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the same ones always, P-diffusion learned a weave of their period that no measure of ours punished."""
+def turned(pixels: torch.Tensor, turns: int, mirrored: bool) -> torch.Tensor:
+    """(C, N, N) in one of its 8 turns and mirrors."""
+    seen = pixels.rot90(turns, (1, 2))
+    return seen.flip(2) if mirrored else seen
+
+
+def test_features_see_every_patch_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the same pixels and from one side always, P-diffusion learned weaves that no measure of ours punished."""
     estimator = DefocusEstimator((1, 1, 1, 1), (8, 8, 8, 8))
     distance, looked_at = FeatureDistance(estimator), []
     stages = estimator.stages
@@ -39,9 +45,12 @@ def test_features_fall_on_other_pixels_in_every_patch(monkeypatch: pytest.Monkey
     target = torch.rand(12, 3, 32, 40, generator=torch.Generator().manual_seed(1))
     together = distance(target * 0.9, target)
     crops = looked_at[1]
-    places = {(row, col) for one, crop in zip(target, crops, strict=True) for row in range(8) for col in range(8)
-              if torch.equal(one[:, row:row + 25, col:col + 33], crop)}
-    assert len(places) > 6  # of 64
+    seen = [(row, column, turns, mirrored) for one, crop in zip(target, crops, strict=True) for row in range(8)
+            for column in range(8) for turns in range(4) for mirrored in (False, True)
+            if torch.equal(turned(one[:, row:row + 25, column:column + 25], turns, mirrored), crop)]  # fmt: skip
+    assert len(seen) == 12
+    assert len({view[:2] for view in seen}) > 6  # of 64 places
+    assert len({view[2:] for view in seen}) > 4  # of 8 turns and mirrors
     alone = torch.stack([distance(one[None] * 0.9, one[None]) for one in target]).mean()
     assert float(together) == pytest.approx(float(alone), rel=1e-5)  # a patch is moved alike in every batch
 
