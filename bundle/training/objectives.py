@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
@@ -78,12 +80,11 @@ class FeatureDistance(nn.Module):
     """How differently a frozen defocus estimator sees two images: it was trained to see sharpness.
 
     Squared distance of its unit-normalised features of the first stages; a perceptual loss that needs no download.
-    Every pair is moved by a few pixels and turned or mirrored in a way of its own first: features of strided
-    convolutions that always fall on the same pixels reward a weave of their period, and those that always look from one
-    side a slanted one.
+    Every pair is first turned by any angle, enlarged and moved in a way of its own: features of strided convolutions
+    reward a weave of the periods and along the directions of their grid, as long as it always lies alike on the pixels.
     """
 
-    MOVES_PX = 8  # how many places along each side: every phase of the strides of the first two stages, 4 and 8 px
+    ENLARGED = 1.6  # at most; with a stride of 2, half a cycle a feature is 0.25 to 0.4 cycles a pixel then
 
     def __init__(self, estimator: DefocusEstimator, stages: int = 3) -> None:
         super().__init__()
@@ -93,23 +94,27 @@ class FeatureDistance(nn.Module):
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         """Scalar from images (B, 3, H, W) around [0, 1]."""
         estimator = self._estimator[0]
-        views = [int(8 * pixels.abs().sum()) % (8 * self.MOVES_PX**2) for pixels in target]
-        image, target = (torch.stack([self.view(pixels, number) for pixels, number in zip(images, views, strict=True)])
-                         for images in (image, target))  # fmt: skip
-        seen = estimator.stages(image)[: self.stages]
+        views = self.views(target)
+        seen = estimator.stages(functional.grid_sample(image, views, "bicubic", "reflection", False))[: self.stages]
         with torch.no_grad():
+            target = functional.grid_sample(target, views, "bicubic", "reflection", False)
             wanted = estimator.stages(target)[: self.stages]
         pairs = zip(seen, wanted, strict=True)
         distances = [(functional.normalize(a) - functional.normalize(b)).square().sum(1).mean() for a, b in pairs]
         return torch.stack(distances).sum()
 
-    def view(self, pixels: Tensor, number: int) -> Tensor:
-        """The square of `pixels`, (C, H, W), at one of MOVES_PX² places, in one of its 8 turns and mirrors."""
-        place, turns = divmod(number, 8)
-        side = min(pixels.shape[-2:]) - self.MOVES_PX + 1
-        row, column = divmod(place, self.MOVES_PX)
-        seen = pixels[:, row:row + side, column:column + side].rot90(turns % 4, (1, 2))
-        return seen.flip(2) if turns >= 4 else seen
+    def views(self, target: Tensor) -> Tensor:
+        """Where to look at (B, 3, H, W), as grids (B, h, w, 2) of `grid_sample`; a function of each patch's pixels."""
+        height, width = target.shape[-2:]
+        maps = []
+        for pixels in target:
+            drawn = torch.rand(4, generator=torch.Generator().manual_seed(int(8 * pixels.abs().sum())))
+            angle, scale = 2 * math.pi * float(drawn[0]), self.ENLARGED ** -float(drawn[1])
+            cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
+            right, down = ((drawn[2:] - 0.5) * torch.tensor([16 / width, 16 / height])).tolist()  # up to 4 px
+            maps.append([[cosine, -sine * height / width, right], [sine * width / height, cosine, down]])
+        size = [len(target), 3, height, width]
+        return functional.affine_grid(torch.tensor(maps, device=target.device), size, align_corners=False)
 
 
 class RestorationLoss(nn.Module):

@@ -1,0 +1,43 @@
+"""The measure of weaves."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("measure_weave", ROOT / "scripts" / "measure_weave.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def mean_power(script: ModuleType, weave: torch.Tensor) -> torch.Tensor:
+    """Of 12 pictures of noise of 2 grey levels, each with `weave`, (256, 256)."""
+    pictures = [2 * torch.randn(1, 256, 256, generator=torch.Generator().manual_seed(number)).expand(3, -1, -1) + weave
+                for number in range(12)]
+    return torch.stack([script.power(picture) for picture in pictures]).mean(0)
+
+
+def test_a_slanted_wave_is_found_in_noise(script: ModuleType) -> None:
+    """With its size, period and direction."""
+    rows, columns = torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij")
+    weave = script.weave_of(mean_power(script, torch.sin(2 * torch.pi * (0.17 * rows - 0.17 * columns))))
+    assert weave.deviation == pytest.approx(0.5**0.5, rel=0.1)  # of a sine of 1 grey level
+    assert weave.period_px == pytest.approx(1 / 0.24, rel=0.03) and weave.direction_deg == pytest.approx(135, abs=3)
+
+
+def test_noise_and_tissue_like_spectra_hold_no_weave(script: ModuleType) -> None:
+    """Alike in every direction, they leave nothing over."""
+    spectrum = mean_power(script, torch.zeros(256, 256))
+    assert script.weave_of(spectrum).deviation < 0.02
+    rows, columns = torch.meshgrid(*[torch.fft.fftfreq(256)] * 2, indexing="ij")
+    assert script.weave_of(spectrum / (0.01 + rows.square() + columns.square())).deviation < 0.05
+    assert script.weave_of(spectrum).whole == pytest.approx(2 * (torch.pi * (0.45**2 - 0.12**2)) ** 0.5, rel=0.05)
