@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bundle.prompts.compact_encoder import CompactEncoder
-from bundle.prompts.defocus import DefocusEstimate, DefocusEstimator
-from bundle.training.objectives import DefocusLoss, FeatureDistance, MaskedAutoencoder, RestorationLoss
+from bundle.prompts.defocus import DefocusEstimate
+from bundle.training.objectives import DefocusLoss, MaskedAutoencoder, RestorationLoss, TextureDistance
 
 
 def test_equation_1_counts_contrast_only_where_it_is_defined() -> None:
@@ -20,35 +20,51 @@ def test_equation_1_counts_contrast_only_where_it_is_defined() -> None:
 def test_losses_are_zero_for_the_truth_and_grow_with_the_error() -> None:
     """A loss that does not vanish at the truth pulls the restoration away from it."""
     torch.manual_seed(0)
-    features = FeatureDistance(DefocusEstimator((1, 1, 1, 1), (8, 8, 8, 8)))
     truth = torch.rand(1, 3, 64, 64)
     noise = 0.1 * torch.randn_like(truth)
-    for options in ({"pixel": "l1"}, {"pixel": "l2"}, {"frequency_weight": 0.1}, {"feature_weight": 1.0}):
-        loss = RestorationLoss(features=features, **options)  # type: ignore[arg-type]
+    for options in ({"pixel": "l1"}, {"pixel": "l2"}, {"frequency_weight": 0.1}, {"texture_weight": 1.0},
+                    {"weave_weight": 1.0}):  # fmt: skip
+        loss = RestorationLoss(**options)  # type: ignore[arg-type]
         errors = [float(loss(truth + scale * noise, truth)) for scale in (0, 1, 2)]
         assert errors[0] < 1e-6 < errors[1] < errors[2]
-    assert not list(features.parameters())
 
 
-def test_features_see_every_patch_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Always alike on the pixels, they taught P-diffusion weaves that no other term punished."""
-    estimator = DefocusEstimator((1, 1, 1, 1), (8, 8, 8, 8))
-    distance, looked_at = FeatureDistance(estimator), []
-    stages = estimator.stages
-    monkeypatch.setattr(estimator, "stages", lambda image: (looked_at.append(image.detach()), stages(image))[1])
-    wave = torch.sin(2 * torch.pi * 0.2 * torch.arange(96)).expand(3, 64, 96)
-    target = torch.stack([mean + 0.2 * wave for mean in torch.linspace(0.3, 0.7, 40)])
-    together = distance(target * 0.9, target)
-    assert torch.allclose(looked_at[0], looked_at[1] * 0.9, atol=1e-5)  # image and target are seen alike
-    waves = (looked_at[1] - looked_at[1].mean((2, 3), keepdim=True))[:, 0]
-    waves = waves * torch.hann_window(64)[:, None] * torch.hann_window(96)
-    spectra = torch.fft.rfft2(waves, s=(256, 256)).abs().flatten(1).argmax(1)
-    rows, columns = torch.fft.fftfreq(256)[spectra // 129], torch.fft.rfftfreq(256)[spectra % 129]
-    periods, directions = (rows.square() + columns.square()).rsqrt(), torch.atan2(rows, columns).rad2deg()
-    assert 4.8 < periods.min() < 5.4 and 7.2 < periods.max() < 8.4  # 5 px, enlarged 1 to 1.6 times
-    assert all(((directions > low) & (directions < low + 45)).any() for low in (-90, -45, 0, 45))
-    alone = torch.stack([distance(one[None] * 0.9, one[None]) for one in target]).mean()
-    assert float(together) == pytest.approx(float(alone), rel=1e-4)  # a patch is seen alike in every batch
+def grain(period_px: float, seed: int) -> torch.Tensor:
+    """Noise of 8 grey levels about one period, alike in every direction, (1, 3, 128, 128)."""
+    radius = sum(axis.square() for axis in torch.meshgrid(*[torch.fft.fftfreq(128)] * 2, indexing="ij")).sqrt()
+    noise = torch.fft.fft2(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(seed)))
+    shaped = torch.fft.ifft2(noise * torch.exp(-((radius * period_px - 1) ** 2) * 8)).real
+    return 0.5 + shaped / shaped.std() * 8 / 255
+
+
+def test_texture_is_told_by_its_spectrum_not_by_its_places() -> None:
+    """The same grain elsewhere is nearer than none, half of it, a coarser one, or a weave of the same strength."""
+    truth, flat, distance = grain(5, 0), torch.full((1, 3, 128, 128), 0.5), TextureDistance()
+    rows, columns = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    weave = flat + torch.sin(2 * torch.pi * (rows + columns) * 0.2 / 2**0.5) * 2**0.5 * 8 / 255
+    elsewhere = float(distance(grain(5, 1), truth))
+    for other in (flat, (truth + flat) / 2, grain(8, 1), weave):
+        assert float(distance(other, truth)) > 1.3 * elsewhere
+    assert float(distance(truth, truth)) == 0
+    assert float(distance(flat + 0.1, flat)) < 1e-3  # brightness is the pixel loss's affair
+
+
+def test_texture_is_of_each_patch_alone() -> None:
+    """What else is in the batch must not matter."""
+    images, targets = torch.cat([grain(5, 0), grain(6, 1)]), torch.cat([grain(5, 2), grain(4, 3)])
+    alone = [float(TextureDistance()(images[i:i + 1], targets[i:i + 1])) for i in range(2)]
+    assert float(TextureDistance()(images, targets)) == pytest.approx(sum(alone) / 2, rel=1e-5)
+
+
+def test_a_pattern_of_the_grid_costs_far_more_than_noise_of_its_strength() -> None:
+    """The squared error sees both alike, and a network that folds pixels draws the pattern more easily."""
+    loss, truth = RestorationLoss("l2", weave_weight=200), grain(8, 0)
+    pattern = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    pattern = (pattern - pattern.mean((2, 3), keepdim=True)) / pattern.std() / 255
+    noise = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(2)) * pattern.std()
+    drawn, noisy = (float(loss(truth + error, truth)) for error in (pattern.repeat(1, 1, 32, 32), noise))
+    assert drawn > 50 * noisy
+    assert float(RestorationLoss("l2", weave_weight=200)(truth + 0.1, truth)) == pytest.approx(0.04)  # no colour
 
 
 def test_the_squared_error_lives_on_minus_one_to_one() -> None:
