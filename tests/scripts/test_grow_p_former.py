@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("widen_p_former", ROOT / "scripts" / "widen_p_former.py")
+    spec = importlib.util.spec_from_file_location("grow_p_former", ROOT / "scripts" / "grow_p_former.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -21,7 +21,7 @@ def script() -> ModuleType:
 
 def test_the_shipped_p_former_gets_twice_its_channels(script: ModuleType, tmp_path: Path) -> None:
     """Training begins where the shipped weights ended, at a size that can learn more."""
-    assert script.main([str(ROOT / "models" / "model.pt"), str(tmp_path / "wide.pt")]) == 0
+    assert script.main([str(ROOT / "models" / "model.pt"), str(tmp_path / "wide.pt"), "--twice"]) == 0
     shipped = torch.load(ROOT / "models" / "model.pt", weights_only=True)["p_former.patch_embed.weight"].float()
     wide = torch.load(tmp_path / "wide.pt", weights_only=True)["patch_embed.weight"]
     assert torch.equal(wide, shipped.repeat_interleave(2, 0))
@@ -31,5 +31,18 @@ def test_what_holds_no_p_former_is_refused(script: ModuleType, tmp_path: Path,
                                            capsys: pytest.CaptureFixture[str]) -> None:
     """One sentence, and nothing written."""
     torch.save({"other.weight": torch.zeros(2)}, tmp_path / "other.pt")
-    assert script.main([str(tmp_path / "other.pt"), str(tmp_path / "wide.pt")]) == 1
+    assert script.main([str(tmp_path / "other.pt"), str(tmp_path / "wide.pt"), "--twice"]) == 1
     assert "must hold a P-former" in capsys.readouterr().err and not (tmp_path / "wide.pt").exists()
+
+
+def test_the_shipped_p_former_gets_more_blocks(script: ModuleType, tmp_path: Path,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    """Fewer than it has would be another network."""
+    grow = [str(ROOT / "models" / "model.pt"), str(tmp_path / "deep.pt"), "--blocks"]
+    assert script.main([*grow, "2", "3", "3", "4"]) == 0
+    assert "blocks [2, 3, 3, 4]" in capsys.readouterr().out
+    shipped = torch.load(ROOT / "models" / "model.pt", weights_only=True)["p_former.output.weight"].float()
+    deep = torch.load(tmp_path / "deep.pt", weights_only=True)
+    assert torch.equal(deep["output.weight"], shipped) and not deep["encoders.3.3.ffn.project_out.weight"].any()
+    assert script.main([str(tmp_path / "deep.pt"), str(tmp_path / "flat.pt"), "--blocks", "1", "1", "1", "1"]) == 1
+    assert "all blocks" in capsys.readouterr().err and not (tmp_path / "flat.pt").exists()

@@ -1,10 +1,11 @@
-"""A P-former of twice the channels that computes the same: training goes on from a small one instead of from nothing.
+"""A larger P-former that computes the same: training goes on from a small one instead of from nothing.
 
-Every channel of the narrow network has two copies in the wide one. What reads them gets the narrow network's weight in
-two random shares that sum to it, so that the copies learn apart from the first step on. Layer norms see each value
-twice, softmaxes over channels give each copy half of the weight: both leave the function as it is.
+Wider: every channel of the narrow network has two copies in the wide one. What reads them gets the narrow network's
+weight in two random shares that sum to it, so that the copies learn apart from the first step on. Layer norms see each
+value twice, softmaxes over channels give each copy half of the weight: both leave the function as it is.
+Deeper: a new block's last convolutions are zero, so that it adds nothing until it has learned to.
 
-Source: Chen et al. 2016 (Net2Net), Net2WiderNet.
+Source: Chen et al. 2016 (Net2Net), Net2WiderNet and Net2DeeperNet.
     copies   for every channel of the wide tensor the channel of the narrow one that it copies, (2 C,)
 """
 
@@ -18,6 +19,29 @@ from bundle.p_former.network import PFormer, PFormerBlock
 
 SPREAD = 0.4  # shares of the two copies lie in 0.5 ± this
 _SHUFFLED = torch.arange(4)  # the pixels that a change of resolution folds into channels
+
+
+@torch.no_grad()
+def deepen(shallow: PFormer, deep: PFormer) -> None:
+    """Fill `deep` so that it computes what `shallow` does: the same blocks, then new ones that add nothing yet.
+
+    Args:
+        shallow: the trained network.
+        deep: with more `blocks` or `refinement_blocks`, all else equal; new blocks keep what they drew, but for zeros.
+
+    Raises:
+        ValueError: `deep` is not `shallow` with more blocks.
+    """
+    trained, state = shallow.state_dict(), deep.state_dict()
+    if any(name not in state or state[name].shape != value.shape for name, value in trained.items()):
+        raise ValueError("the deep P-former must have all blocks of the shallow one, with as many channels.")
+    for name, value in state.items():
+        if name in trained:
+            value.copy_(trained[name])
+        elif "project_out" in name:
+            value.zero_()
+        elif not name.startswith(("encoders.", "decoders.", "refinement.")):
+            raise ValueError(f"the deep P-former must differ from the shallow one in blocks only, it has {name}.")
 
 
 @torch.no_grad()

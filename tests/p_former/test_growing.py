@@ -1,4 +1,4 @@
-"""A wide P-former that begins as a narrow one."""
+"""A large P-former that begins as a small one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from bundle.p_former.growing import deepen, widen
 from bundle.p_former.network import PFormer
-from bundle.p_former.widening import widen
 
 
 def randomly_filled(**options: Any) -> PFormer:
@@ -57,3 +57,29 @@ def test_another_network_is_refused() -> None:
         other = PFormer(**{"blocks": (1, 1, 1, 1), "refinement_blocks": 1, "prompt_width": 12} | options)
         with pytest.raises(ValueError, match="twice its 8 channels"):
             widen(narrow, other)
+
+
+def test_the_deep_network_computes_what_the_shallow_one_does_and_all_of_it_learns() -> None:
+    """A new block adds nothing at first, but its last convolutions get a gradient, and then the others."""
+    options = {"dim": 8, "refinement_blocks": 1, "unshuffle": 2}
+    shallow, deep = randomly_filled(blocks=(1, 2, 1, 1), **options), randomly_filled(blocks=(2, 2, 3, 1), **options)
+    image, prompt = torch.rand(2, 3, 32, 48), torch.randn(2, 5, 12)
+    with torch.no_grad():
+        deepen(shallow, deep)
+        assert torch.equal(deep(image, prompt), shallow(image, prompt))
+    optimizer = torch.optim.SGD(deep.parameters(), 0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (deep(image, prompt) - torch.rand(2, 3, 32, 48)).square().mean().backward()
+        optimizer.step()
+    new = [value for name, value in deep.named_parameters() if ".2." in name or "encoders.0.1." in name]
+    assert len(new) > 40 and all(value.grad is not None and value.grad.abs().sum() > 0 for value in new)
+
+
+def test_what_is_not_deeper_is_refused() -> None:
+    """With fewer blocks or other channels the function would be another."""
+    shallow = PFormer(8, (1, 2, 1, 1), 1, prompt_width=12)
+    for options in ({"blocks": (1, 1, 1, 1)}, {"dim": 16}, {"experts": 0}):
+        other = PFormer(**{"dim": 8, "blocks": (1, 2, 1, 1), "refinement_blocks": 1, "prompt_width": 12} | options)
+        with pytest.raises(ValueError, match="all blocks of the shallow one"):
+            deepen(shallow, other)
