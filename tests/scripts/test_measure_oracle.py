@@ -1,0 +1,47 @@
+"""The linear filter that has seen the truth."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from skimage.data import immunohistochemistry
+
+from bundle.optics.camera import smoothed
+from bundle.training.metrics import psnr
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("measure_oracle", ROOT / "scripts" / "measure_oracle.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def section() -> torch.Tensor:
+    """scikit-image's colon section, (3, 512, 512) [0, 1]."""
+    return torch.from_numpy(immunohistochemistry().copy()).permute(2, 0, 1).float() / 255
+
+
+def test_it_undoes_a_blur_and_a_mixture_of_colours(script: ModuleType, section: torch.Tensor) -> None:
+    """Without noise a linear change alike in all directions has a linear inverse."""
+    sharp = section[:, :256, :256]
+    mixture = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.8, 0.1], [0.0, 0.2, 0.8]])
+    blurred = torch.einsum("ij,jhw->ihw", mixture, smoothed(sharp, 0.8))
+    middle = (None, slice(None), slice(64, 192), slice(64, 192))
+    before = float(psnr(blurred[middle], sharp[middle]))
+    assert float(psnr(script.filtered(blurred, sharp)[middle], sharp[middle])) > before + 12
+
+
+def test_noise_is_not_undone(script: ModuleType, section: torch.Tensor) -> None:
+    """The filter knows the truth's spectrum, not the truth."""
+    sharp = section[:, :256, :256]
+    noisy = (sharp + 0.1 * torch.randn(sharp.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    gain = float(psnr(script.filtered(noisy, sharp)[None], sharp[None]) - psnr(noisy[None], sharp[None]))
+    assert 1 < gain < 12
