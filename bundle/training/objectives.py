@@ -120,7 +120,7 @@ class RestorationLoss(nn.Module):
             network that works on folded pixels can draw the same pattern in every block, which costs little otherwise.
     """
 
-    GRID_PX, AREA_PX = 4, 32
+    GRID_PX, AREA_PX = 4, 64
 
     def __init__(self, pixel: str = "l1", frequency_weight: float = 0.0, texture_weight: float = 0.0,
                  weave_weight: float = 0.0) -> None:
