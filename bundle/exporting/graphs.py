@@ -112,9 +112,10 @@ def example(restorer: TileRestorer, batch: int, height: int, width: int, noise: 
 
 
 def _separate_experts(block: ExpertFeedForward, x: Tensor, gates: Tensor) -> Tensor:
-    """Σ_i w_i E_i(x) as it is written: x (B, hidden, H, W), gates (B, n) -> (B, hidden, H, W)."""
-    batch, hidden, height, width = x.shape
+    """`mixed_experts` as it is written: x (B, 2 hidden, H, W), gates (B, n) -> (B, 2 hidden, H, W)."""
+    gated, main = x.chunk(2, 1)
+    batch, hidden, height, width = gated.shape
     experts = block.sub_experts.shape[0]
     kernels = block.sub_experts.transpose(0, 1).reshape(hidden * experts, 1, 3, 3)
-    every = functional.conv2d(x, kernels, padding=1, groups=hidden).reshape(batch, hidden, experts, height, width)
-    return (every * gates.reshape(batch, 1, experts, 1, 1)).sum(2)
+    every = functional.conv2d(gated, kernels, padding=1, groups=hidden).reshape(batch, hidden, experts, height, width)
+    return torch.cat([(every * gates.reshape(batch, 1, experts, 1, 1)).sum(2), block.main_expert(main)], 1)

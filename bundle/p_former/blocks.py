@@ -42,11 +42,14 @@ class Mdta(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         batch, channels, height, width = x.shape
-        qkv = self.qkv_dwconv(self.qkv(x))
-        query, key, value = qkv.reshape(batch, 3, self.heads, channels // self.heads, height * width).unbind(1)
-        query, key = functional.normalize(query, dim=-1), functional.normalize(key, dim=-1)
-        attention = (query @ key.transpose(-2, -1) * self.temperature).softmax(-1)  # (B, heads, C/heads, C/heads)
-        return self.project_out((attention @ value).reshape(batch, channels, height, width))
+        # Channels stay beside each other, as the convolutions around leave them: nothing is copied.
+        qkv = self.qkv_dwconv(self.qkv(x)).permute(0, 2, 3, 1)
+        qkv = qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, H W, C/heads) each
+        query, key = (one * one.square().sum(-2, keepdim=True).clamp_min(1e-24).rsqrt() for one in (query, key))
+        attention = (query.transpose(-2, -1) @ key * self.temperature).softmax(-1)  # (B, heads, C/heads, C/heads)
+        mixed = (value @ attention.transpose(-2, -1)).transpose(1, 2).reshape(batch, height, width, channels)
+        return self.project_out(mixed.permute(0, 3, 1, 2))
 
 
 class Downsample(nn.Module):

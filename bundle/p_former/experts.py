@@ -9,8 +9,8 @@
 As in Restormer's GDFN a 1x1 convolution first widens F into two halves, one for the gated branch and one for the
 main expert, and a 1x1 convolution brings F_o back to C channels. With `experts=0` and the product this is GDFN.
 
-A convolution is linear in its kernel, so Σ_i w_i E_i(F) = dwconv(F; Σ_i w_i K_i): all sub-experts run as one grouped
-convolution with a kernel merged per image. Exact up to rounding, and the only code path.
+A convolution is linear in its kernel, so Σ_i w_i E_i(F) = dwconv(F; Σ_i w_i K_i): all experts, the main one beside
+them, run as one grouped convolution with a kernel merged per image. Exact up to rounding, and the only code path.
 """
 
 from __future__ import annotations
@@ -72,9 +72,8 @@ class ExpertFeedForward(nn.Module):
 
     def forward(self, features: Tensor, prompt: Tensor) -> Tensor:
         """(B, C, H, W) and pooled prompt (B, D) -> (B, C, H, W)."""
-        gated, main = self.project_in(features).chunk(2, 1)
-        gated = functional.gelu(self.mixed_experts(gated, self.gates(features, prompt)))
-        main = self.main_expert(main)
+        gated, main = self.mixed_experts(self.project_in(features), self.gates(features, prompt)).chunk(2, 1)
+        gated = functional.gelu(gated)
         return self.project_out(main + gated if self.combine == "sum" else main * gated)
 
     def gates(self, features: Tensor, prompt: Tensor) -> Tensor:
@@ -84,9 +83,10 @@ class ExpertFeedForward(nn.Module):
         return self.router(features, prompt)
 
     def mixed_experts(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Σ_i w_i E_i(x) by one grouped convolution: x (B, hidden, H, W), gates (B, n) -> (B, hidden, H, W)."""
-        batch, hidden, height, width = x.shape
-        kernels = (gates @ self.sub_experts.flatten(1)).view(batch * hidden, 1, 3, 3)  # Σ_i w_i K_i of each image
-        x = x.reshape(1, batch * hidden, height, width)
-        mixed = functional.conv2d(x, kernels, padding=1, groups=batch * hidden)
-        return mixed.view(batch, hidden, height, width)
+        """Σ_i w_i E_i of the first half of x and E_0 of the second: x (B, 2 hidden, H, W), gates (B, n) -> as x."""
+        merged = (gates @ self.sub_experts.flatten(1)).view(len(x), self.hidden, 1, 3, 3)  # Σ_i w_i K_i of each image
+        # Image by image: folded into one convolution, a batch would have to be copied to planes of pixels, and that and
+        # the planes cost a CPU more than the calls.
+        return torch.cat([functional.conv2d(one, torch.cat([kernels, self.main_expert.weight]), padding=1,
+                                            groups=2 * self.hidden)
+                          for one, kernels in zip(x.split(1), merged, strict=True)])

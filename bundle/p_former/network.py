@@ -62,15 +62,19 @@ class PFormer(nn.Module):
         combine: "sum" (the paper) or "product" (Restormer's gate).
         gate_input: "both" (the paper), "features" or "prompt".
         unshuffle: side of the pixel blocks that are folded into channels first; 1 is Restormer, 2 costs a quarter.
+        self_ensemble: in evaluation mode the mean of two views, the image and the image with rows and columns swapped;
+            twice the time (geometric self-ensemble, Lim et al. 2017, EDSR, with two of its eight views).
     """
 
     def __init__(self, dim: int = 48, blocks: Sequence[int] = (4, 6, 6, 8), refinement_blocks: int = 4,
                  heads: Sequence[int] = (1, 2, 4, 8), expansion: float = 2.66, experts: int = 3,
-                 prompt_width: int = 1536, combine: str = "sum", gate_input: str = "both", unshuffle: int = 1) -> None:
+                 prompt_width: int = 1536, combine: str = "sum", gate_input: str = "both", unshuffle: int = 1,
+                 self_ensemble: bool = False) -> None:
         super().__init__()
         if len(blocks) != LEVELS or len(heads) != LEVELS:
             raise ValueError(f"blocks and heads must name {LEVELS} levels, got {len(blocks)} and {len(heads)}.")
         self.stride = unshuffle * 2 ** (LEVELS - 1)  # H and W must be multiples of it
+        self.self_ensemble = self_ensemble
         self.fold, self.unfold = nn.PixelUnshuffle(unshuffle), nn.PixelShuffle(unshuffle)
 
         def level(channels: int, count: int, head_count: int) -> PFormerLevel:
@@ -106,6 +110,14 @@ class PFormer(nn.Module):
         if image.shape[-2] % self.stride or image.shape[-1] % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, got {tuple(image.shape[-2:])}.")
         pooled = prompt.mean(1)  # (B, D)
+        correction = self.correction(image, pooled)
+        if self.self_ensemble and not self.training:
+            swapped = self.correction(image.transpose(-2, -1), pooled).transpose(-2, -1)
+            correction = (correction + swapped) / 2
+        return image + correction
+
+    def correction(self, image: Tensor, pooled: Tensor) -> Tensor:
+        """What one view adds: image (B, 3, H, W) and pooled prompt (B, D) -> (B, 3, H, W)."""
         # Channels beside each other: the norms and 1x1 convolutions then run without a copy: a tenth faster on a CPU.
         x = self.patch_embed(self.fold(image).contiguous(memory_format=torch.channels_last))
         skips = []
@@ -116,4 +128,4 @@ class PFormer(nn.Module):
         for i in reversed(range(LEVELS - 1)):
             x = torch.cat([self.ups[i](x), skips[i]], 1)
             x = self.decoders[i](self.reduces[i - 1](x) if i else x, pooled)
-        return image + self.unfold(self.output(self.refinement(x, pooled)))
+        return self.unfold(self.output(self.refinement(x, pooled)))

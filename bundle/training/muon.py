@@ -2,12 +2,14 @@
 
 `torch.optim.Muon` orthogonalises the update of a matrix and takes matrices only. A convolution's kernel (out, in, h, w)
 is the matrix (out, in h w); depth-wise kernels, norms and biases have no such matrix and get Adam. Learning rates are
-those of Adam (`match_rms_adamw`).
+those of Adam (`match_rms_adamw`). torch rounds to bfloat16 to orthogonalise, for which many CPUs have no units: that
+took as long as all the rest of a training step of the compact P-former. Here it is done in the kernels' own precision.
 Source: Jordan 2024 (Muon); Liu et al. 2025 (Muon is scalable for LLM training), for the scale of the update.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,8 +23,40 @@ def mixes_channels(weight: Tensor) -> bool:
     return weight.ndim == 4 and weight.shape[1] > 1
 
 
+def orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """(R, C) with singular values near 1, by Newton-Schulz steps x <- a x + (b x xᵀ + c (x xᵀ)²) x: (R, C)."""
+    a, b, c = coefficients
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+class Muon(torch.optim.Muon):
+    """`torch.optim.Muon` with rates as Adam's and no weight decay, in the precision of its matrices."""
+
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; `closure` is not called."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+                momentum.lerp_(matrix.grad, 1 - group["momentum"])
+                ahead = matrix.grad.lerp(momentum, group["momentum"])  # Nesterov
+                update = orthogonalized(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                matrix.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape)) * group["lr"])
+        return None
+
+
 class MuonWithAdam(Optimizer):
-    """`torch.optim.Muon` and `torch.optim.Adam` behind one step.
+    """`Muon` and `torch.optim.Adam` behind one step.
 
     Args:
         params: parameters or groups, as every torch optimizer takes them.
@@ -44,8 +78,7 @@ class MuonWithAdam(Optimizer):
             taken = {id(kernel) for kernel in kernels}
             muon_groups.append({"params": [matrix for _, matrix in pairs], "lr": group["lr"]})
             adam_groups.append({"params": [w for w in group["params"] if id(w) not in taken], "lr": group["lr"]})
-        self.muon = torch.optim.Muon(muon_groups, lr=lr, momentum=momentum, weight_decay=0.0,
-                                     adjust_lr_fn="match_rms_adamw")
+        self.muon = Muon(muon_groups, lr, momentum)
         self.adam = torch.optim.Adam(adam_groups, lr=lr)
 
     @torch.no_grad()

@@ -137,7 +137,7 @@ def test_separate_experts_are_the_merged_experts(small: Small) -> None:
              if isinstance(one, ExpertFeedForward) and isinstance(other, ExpertFeedForward)]
     assert pairs
     for merged, separate in pairs:
-        x = torch.randn(3, merged.hidden, 5, 7)
+        x = torch.randn(3, 2 * merged.hidden, 5, 7)
         gates = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.4, 0.6], [0.1, 0.1, 0.8]])
         assert torch.allclose(separate.mixed_experts(x, gates), merged.mixed_experts(x, gates), atol=1e-5)
 

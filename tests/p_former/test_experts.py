@@ -17,9 +17,11 @@ def feed_forward(**options: object) -> ExpertFeedForward:
 def test_merging_the_experts_equals_running_each_of_them() -> None:
     """If merging were wrong, the gates would weigh something that is not an expert, and nobody would see it."""
     network = feed_forward().double()
-    x, gates = torch.randn(3, 16, 7, 9, dtype=torch.float64), torch.rand(3, 3, dtype=torch.float64)
-    each = [functional.conv2d(x, kernel, padding=1, groups=16) for kernel in network.sub_experts]
-    expected = sum(gates[:, i, None, None, None] * expert for i, expert in enumerate(each))
+    x, gates = torch.randn(3, 32, 7, 9, dtype=torch.float64), torch.rand(3, 3, dtype=torch.float64)
+    each = [functional.conv2d(x[:, :16], kernel, padding=1, groups=16) for kernel in network.sub_experts]
+    mixed = sum(gates[:, i, None, None, None] * expert for i, expert in enumerate(each))
+    assert isinstance(mixed, torch.Tensor)
+    expected = torch.cat([mixed, network.main_expert(x[:, 16:])], 1)
     assert torch.allclose(network.mixed_experts(x, gates), expected, atol=1e-13)
 
 
@@ -45,9 +47,8 @@ def test_the_sum_is_equation_3() -> None:
     """The paper adds the main expert; Restormer multiplies. The wrong one trains, but is another method."""
     network = feed_forward()
     features, prompt = torch.randn(2, 8, 5, 6), torch.randn(2, 5)
-    gated, main = network.project_in(features).chunk(2, 1)
-    gelu = functional.gelu(network.mixed_experts(gated, network.gates(features, prompt)))
-    assert torch.allclose(network(features, prompt), network.project_out(network.main_expert(main) + gelu))
+    gated, main = network.mixed_experts(network.project_in(features), network.gates(features, prompt)).chunk(2, 1)
+    assert torch.allclose(network(features, prompt), network.project_out(main + functional.gelu(gated)))
     product = feed_forward(combine="product")
     assert not torch.allclose(product(features, prompt), network(features, prompt))
 

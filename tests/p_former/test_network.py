@@ -113,3 +113,28 @@ def test_a_checkpoint_of_another_network_is_refused(spoil: str) -> None:
         weights["output.weight"] = torch.zeros(1, 1, 3, 3)
     with pytest.raises(ValueError, match="the Restormer checkpoint"):
         load_restormer(tiny(), weights)
+
+
+def test_the_self_ensemble_does_not_know_rows_from_columns() -> None:
+    """Tissue has no up and down: with the mean of both views a tile that lies on its side gets the same pixels."""
+    image, prompt = torch.rand(1, 3, 24, 40), torch.randn(1, 4, 6)
+    swapped = image.transpose(-2, -1)
+    both, one = tiny(self_ensemble=True), tiny()
+    assert torch.equal(both(swapped, prompt), both(image, prompt).transpose(-2, -1))
+    assert not torch.allclose(one(swapped, prompt), one(image, prompt).transpose(-2, -1), atol=1e-3)
+
+
+def test_training_sees_one_view() -> None:
+    """The gradient of a mean of two views costs twice; evaluation alone takes it."""
+    image, prompt = torch.rand(1, 3, 24, 40), torch.randn(1, 4, 6)
+    both, one = tiny(self_ensemble=True), tiny()
+    assert torch.equal(both.train()(image, prompt), one(image, prompt))
+    assert not torch.allclose(both.eval()(image, prompt), one(image, prompt), atol=1e-3)
+
+
+def test_a_silent_channel_has_no_infinite_gradient() -> None:
+    """Attention divides by norms along the pixels; a channel of zeros, as a grown block begins with, has none."""
+    attention = Mdta(4, 2)
+    torch.nn.init.zeros_(attention.qkv.weight)
+    attention(torch.randn(1, 4, 6, 5)).sum().backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in attention.parameters() if weight.grad is not None)
