@@ -41,8 +41,8 @@ class Muon(torch.optim.Muon):
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; `closure` is not called."""
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step."""
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is None:
@@ -52,7 +52,6 @@ class Muon(torch.optim.Muon):
                 ahead = matrix.grad.lerp(momentum, group["momentum"])  # Nesterov
                 update = orthogonalized(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 matrix.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape)) * group["lr"])
-        return None
 
 
 class MuonWithAdam(Optimizer):
