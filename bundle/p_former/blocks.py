@@ -46,6 +46,7 @@ class Mdta(nn.Module):
         qkv = self.qkv_dwconv(self.qkv(x)).permute(0, 2, 3, 1)
         qkv = qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, H W, C/heads) each
+        # Unit vectors as functional.normalize makes them, norms below 1e-12 count as that; faster in this layout.
         query, key = (one * one.square().sum(-2, keepdim=True).clamp_min(1e-24).rsqrt() for one in (query, key))
         attention = (query.transpose(-2, -1) @ key * self.temperature).softmax(-1)  # (B, heads, C/heads, C/heads)
         mixed = (value @ attention.transpose(-2, -1)).transpose(1, 2).reshape(batch, height, width, channels)

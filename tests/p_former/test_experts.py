@@ -47,8 +47,10 @@ def test_the_sum_is_equation_3() -> None:
     """The paper adds the main expert; Restormer multiplies. The wrong one trains, but is another method."""
     network = feed_forward()
     features, prompt = torch.randn(2, 8, 5, 6), torch.randn(2, 5)
-    gated, main = network.mixed_experts(network.project_in(features), network.gates(features, prompt)).chunk(2, 1)
-    assert torch.allclose(network(features, prompt), network.project_out(main + functional.gelu(gated)))
+    wide = network.project_in(features)
+    gelu = functional.gelu(network.mixed_experts(wide, network.gates(features, prompt))[:, :network.hidden])
+    main = network.main_expert(wide[:, network.hidden:])
+    assert torch.allclose(network(features, prompt), network.project_out(main + gelu))
     product = feed_forward(combine="product")
     assert not torch.allclose(product(features, prompt), network(features, prompt))
 
