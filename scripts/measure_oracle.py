@@ -11,6 +11,7 @@ be. Prints the mean PSNR gain over the fields, dB, at each plane. Half a minute 
 from __future__ import annotations
 
 import argparse
+import sys
 from statistics import fmean
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from bundle.conventions import plane_positions_um
 from bundle.evaluation.fields import FocalField, list_fields, read_field
+from bundle.messages import sentence, unwrapped
 from bundle.optics.camera import Camera
 from bundle.training.metrics import psnr
 
@@ -57,21 +59,27 @@ def measure(folder: str, split: str, crop_px: int, relief_um: float) -> dict[flo
     return {position: fmean(values) for position, values in gains.items()}
 
 
-def main() -> None:
+def main(typed: list[str] | None = None) -> int:
+    """Parse the line above, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="folder of sharp fields")
     parser.add_argument("--split", default="test")
     parser.add_argument("--crop-px", type=int, default=512, help="side of each field's centre (default 512)")
     parser.add_argument("--relief-um", type=float, default=0.8)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(typed)
     torch.set_num_threads(1)
-    gains = measure(arguments.folder, arguments.split, arguments.crop_px, arguments.relief_um)
+    try:
+        gains = measure(arguments.folder, arguments.split, arguments.crop_px, arguments.relief_um)
+    except (ValueError, OSError) as error:
+        print(f"measure_oracle.py: {sentence(unwrapped(error))}", file=sys.stderr)
+        return 1
     blurred = {position: gain for position, gain in gains.items() if position}
     near = fmean(gain for position, gain in blurred.items() if abs(position) < 2)
     print(f"12 planes {fmean(blurred.values()):+.2f} dB, at 0.8 and 1.6 um {near:+.2f} dB,"
           f" in focus {gains[0.0]:+.2f} dB")  # fmt: skip
     print("  ".join(f"{position:+.1f} um {gain:+.2f}" for position, gain in sorted(gains.items())))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +26,7 @@ from torch import Tensor
 from bundle.conventions import plane_positions_um
 from bundle.evaluation.fields import FocalField, list_fields, read_field
 from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
+from bundle.messages import sentence, unwrapped
 from bundle.optics.camera import Camera
 from bundle.p_former.experts import ExpertFeedForward, Router
 from bundle.restoration import TileRestorer
@@ -87,18 +89,13 @@ def planes_of(folder: str, split: str, every: int) -> list[tuple[Tensor, Tensor]
     for field, sharp in tiles[::every]:
         focal = FocalField(field, sharp, 0.8, Camera(jpeg_quality=90), 0)
         planes += [(focal.plane(at)[None], sharp[None]) for at in plane_positions_um().tolist() if abs(at) > 0.1]
+    if not planes:
+        raise ValueError(f"the fields must be {TILE_PX} px or more in height and width, those of {split} are smaller.")
     return planes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="folder of sharp fields")
-    parser.add_argument("--split", default="val")
-    parser.add_argument("--every", type=int, default=7, help="every so many tiles (default 7)")
-    parser.add_argument("--lpips-folder", type=Path, help="weights of LPIPS (squeeze); none: not measured")
-    parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    arguments = parser.parse_args()
+def measure(arguments: argparse.Namespace) -> None:
+    """Print a row for each part."""
     shipped = load_tile_restorer(arguments.config, arguments.weights)
     distance = load_lpips(arguments.lpips_folder, "squeeze").distance if arguments.lpips_folder else None
     planes = planes_of(arguments.folder, arguments.split, arguments.every)
@@ -117,5 +114,25 @@ def main() -> None:
         print(f"| {name} | {figures[0]:.2f} | {figures[1]:.2f} | {figures[2]:.4f} | {figures[3]:.4f} |", flush=True)
 
 
+def main(typed: list[str] | None = None) -> int:
+    """Parse the line above and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="folder of sharp fields")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--every", type=int, default=7, help="every so many tiles (default 7)")
+    parser.add_argument("--lpips-folder", type=Path, help="weights of LPIPS (squeeze); none: not measured")
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    arguments = parser.parse_args(typed)
+    try:
+        if arguments.every < 1:
+            raise ValueError(f"--every must be 1 or more, got {arguments.every}.")
+        measure(arguments)
+    except (ValueError, OSError) as error:
+        print(f"measure_parts.py: {sentence(unwrapped(error))}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

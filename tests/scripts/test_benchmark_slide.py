@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,17 +13,6 @@ import tifffile
 from PIL import Image
 
 from bundle.slides.reader import open_image
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_slide.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("benchmark_slide", SCRIPT)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 class Clock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -15,17 +14,6 @@ from torch import Tensor
 from bundle.conventions import to_uint8
 from bundle.evaluation.fields import FocalField, list_fields, read_field
 from bundle.optics.camera import Camera, smoothed
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "contact_sheet.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("contact_sheet", SCRIPT)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 class Negative:

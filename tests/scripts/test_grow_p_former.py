@@ -1,6 +1,5 @@
 """A larger P-former from the shipped one."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -8,15 +7,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("grow_p_former", ROOT / "scripts" / "grow_p_former.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_shipped_p_former_gets_twice_its_channels(script: ModuleType, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The linear filter that has seen the truth."""
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -10,17 +8,6 @@ from skimage.data import immunohistochemistry
 
 from bundle.optics.camera import smoothed
 from bundle.training.metrics import psnr
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("measure_oracle", ROOT / "scripts" / "measure_oracle.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +32,9 @@ def test_noise_is_not_undone(script: ModuleType, section: torch.Tensor) -> None:
     noisy = (sharp + 0.1 * torch.randn(sharp.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     gain = float(psnr(script.filtered(noisy, sharp)[None], sharp[None]) - psnr(noisy[None], sharp[None]))
     assert 1 < gain < 12
+
+
+def test_fields_that_are_not_there_are_one_sentence(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stack tells a user nothing about the folder that was mistyped."""
+    assert script.main(["nowhere"]) == 1
+    assert capsys.readouterr().err == "measure_oracle.py: the fields must be a folder, not found: nowhere.\n"

@@ -1,8 +1,6 @@
 """What is replaced in the shipped weights, and what is not."""
 
 import copy
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,17 +10,6 @@ from skimage.data import immunohistochemistry
 from bundle.loading import load_tile_restorer
 from bundle.optics.camera import smoothed
 from bundle.restoration import Restoration, TileRestorer
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("measure_parts", ROOT / "scripts" / "measure_parts.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +35,11 @@ def test_every_part_counts_and_stays_in_its_stage(script: ModuleType, shipped: T
         assert coarse_stays == (name == "as shipped" or "P-diffusion" in name), name
         assert restored_stays == (name == "as shipped"), name
     assert torch.equal(restored(shipped).restored, before.restored)  # the shipped one was never touched
+
+
+def test_fields_that_are_not_there_are_one_sentence(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stack tells a user nothing about the folder that was mistyped."""
+    assert script.main(["nowhere"]) == 1
+    assert capsys.readouterr().err == "measure_parts.py: the fields must be a folder, not found: nowhere.\n"
+    assert script.main(["nowhere", "--every", "0"]) == 1
+    assert "--every must be 1 or more, got 0" in capsys.readouterr().err

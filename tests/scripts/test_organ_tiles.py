@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,15 +14,10 @@ from PIL import Image
 from bundle.data.phantom import tissue_phantom
 from bundle.reproduction.classification import asked_about, load_tiles, read_labels
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def test_tiles_make_a_list_that_table_3_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_make_a_list_that_table_3_reads(script: ModuleType, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
     """Sharp and defocused tile of one name must show one place, and no tile from training may be asked about."""
-    spec = importlib.util.spec_from_file_location("organ_tiles", ROOT / "scripts" / "organ_tiles.py")
-    assert spec and spec.loader
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     entries = []
     slides = [("train", "breast"), ("train", "oral mucosa"), ("test", "breast"), ("val", "oral mucosa")] * 3
     for number, (split, organ) in enumerate(slides):
