@@ -25,22 +25,24 @@ from bundle.training.checkpoints import WEIGHTS
 from bundle.weights import load_weights, save_whole
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("encoder", "defocus", "spectrum", "prompt", "p_former", "p_diffusion")
+STAGES = ("encoder", "defocus", "spectrum", "prompt", "p_former", "tiles", "p_diffusion")
+# Second halves of a stage's training, as overlays on the first.
+OVERLAYS = {"spectrum": "defocus", "tiles": "p_former"}
 # glibc keeps large blocks instead of mapping them anew for every layer: see bundle/host.py.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 # Where a stage's network lies in the chain, and in its own file.
 PLACES = {"encoder": ("prompter.encoder", "encoder."), "spectrum": ("prompter.estimator", ""),
-          "prompt": ("prompter.restorer", ""), "p_former": ("p_former", ""), "p_diffusion": ("denoiser", "")}
+          "prompt": ("prompter.restorer", ""), "tiles": ("p_former", ""), "p_diffusion": ("denoiser", "")}
 
 
 def train(stage: str, data: Path, runs: Path, extra: list[str]) -> None:
     """Run one stage's config with the compact overlay in a process of its own."""
-    files = [f"configs/train_{stage}.json", "configs/compact.json"]
-    if stage == "spectrum":  # the second half of the estimator's training, an overlay on the first
-        files = ["configs/train_defocus.json", "configs/compact.json", "configs/spectrum.json"]
+    files = [f"configs/train_{OVERLAYS.get(stage, stage)}.json", "configs/compact.json"]
+    files += [f"configs/{stage}.json"] * (stage in OVERLAYS)
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(files),
                "--dataset_dir", str(data.resolve()), "--runs_dir", str(runs.resolve()),
                "--estimator_weights", str((runs / "spectrum" / WEIGHTS).resolve()),
+               "--p_former_weights", str((runs / "tiles" / WEIGHTS).resolve()),
                "--encoder_weights", str((runs / "encoder" / WEIGHTS).resolve()), "--encoder_prefix", "encoder.", *extra]
     if subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, **ALLOCATOR}).returncode:
         sys.exit(f"train_compact.py: stage {stage} ended early, why is said above: the same line goes on from there.")

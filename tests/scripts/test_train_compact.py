@@ -15,14 +15,14 @@ from bundle.data.phantom import tissue_phantom
 from bundle.loading import CONFIG, load_tile_restorer
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("encoder", "defocus", "prompt", "p_former", "p_diffusion")  # the spectra share the options of defocus
+STAGES = ("encoder", "defocus", "prompt", "p_former", "p_diffusion")  # spectrum and tiles share two of these options
 
 
 def fields(folder: Path) -> Path:
     folder.mkdir()
     entries = []
     for number, split in enumerate(("train", "train", "val")):
-        pixels = tissue_phantom(288, 320, torch.Generator().manual_seed(number)) * 255
+        pixels = tissue_phantom(320, 352, torch.Generator().manual_seed(number)) * 255
         Image.fromarray(pixels.byte().permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
         entries.append({"file": f"{number}.png", "split": split, "slide": f"s{number}", "mpp": 0.25})
     (folder / "index.json").write_text(json.dumps(entries))
@@ -41,13 +41,13 @@ def test_one_command_trains_every_stage_and_makes_the_weights(tmp_path: Path) ->
     assert ended.returncode == 0, ended.stderr[-2000:]
     network = load_tile_restorer(CONFIG, target)
     trained = {part: torch.load(tmp_path / "runs" / stage / "network.pt", weights_only=True)
-               for stage, part in (("p_former", "p_former"), ("spectrum", "prompter.estimator"))}  # fmt: skip
+               for stage, part in (("tiles", "p_former"), ("spectrum", "prompter.estimator"))}  # fmt: skip
     for part, state in trained.items():
         held = network.get_submodule(part).state_dict()
         assert all(torch.equal(held[name], value.half().to(held[name]) if value.is_floating_point() else value)
                    for name, value in state.items()), part  # fmt: skip
     made = [(path, path.stat().st_mtime_ns) for path in sorted((tmp_path / "runs").rglob("network.pt"))]
-    assert len(made) == len(STAGES) + 1
+    assert len(made) == len(STAGES) + 2
     # The same line again: finished stages stay as they are.
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
     assert [(path, path.stat().st_mtime_ns) for path, _ in made] == made
