@@ -140,8 +140,9 @@ def progress_bars() -> Iterator[Callable[[str], Follow]]:
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """What a part of a config said, without what MONAI's parser wraps around it."""
-    while isinstance(error, RuntimeError) and str(error).startswith("Failed to ") and error.__cause__ is not None:
+    """What a part of a config said, without what MONAI's parser and transforms wrap around it."""
+    while (isinstance(error, RuntimeError) and str(error).startswith(("Failed to ", "applying transform "))
+           and error.__cause__ is not None):
         error = error.__cause__
     return error
 

@@ -6,8 +6,8 @@ Reads   a folder of sharp fields with index.json (see bundle/data/fields.py)
 Writes  runs/<stage>/checkpoint.pt and network.pt after every epoch; models/model.pt at the end
 
 Stopped at any moment, the same command goes on from the last checkpoint; finished stages are skipped. Hours, steps and
-figures of the shipped weights stand in models/README.md. Anything after `--` goes to every stage, as
-`-- --p_former_epochs 300`.
+figures of the shipped weights stand in models/README.md. Anything after `--` goes to every stage, as `-- --seed 3`;
+`spectrum` and `tiles` go on where `defocus` and `p_former` ended and have the same options.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ PLACES = {"encoder": ("prompter.encoder", "encoder."), "spectrum": ("prompter.es
 def train(stage: str, data: Path, runs: Path, extra: list[str]) -> None:
     """Run one stage's config with the compact overlay in a process of its own."""
     files = [f"configs/train_{OVERLAYS.get(stage, stage)}.json", "configs/compact.json"]
-    files += [f"configs/{stage}.json"] * (stage in OVERLAYS)
+    if stage in OVERLAYS:
+        files.append(f"configs/{stage}.json")
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(files),
                "--dataset_dir", str(data.resolve()), "--runs_dir", str(runs.resolve()),
                "--estimator_weights", str((runs / "spectrum" / WEIGHTS).resolve()),
@@ -63,7 +64,7 @@ def assemble(runs: Path, target: Path) -> None:
 def main() -> None:
     """Parse the line above and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of sharp fields")
+    parser.add_argument("--data", type=Path, required=True, help="folder of sharp fields of at least 320 px a side")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of checkpoints")
     parser.add_argument("--target", type=Path, default=ROOT / "models" / "model.pt", help="the weights to write")
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=STAGES, help="stages to train")

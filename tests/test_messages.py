@@ -7,6 +7,7 @@ import re
 
 import pytest
 import rich.console
+from monai.transforms import apply_transform
 
 from bundle.messages import progress_bars, sentence, unwrapped
 
@@ -53,6 +54,20 @@ def test_of_an_error_in_a_config_the_part_s_own_sentence_is_told() -> None:
     outer.__cause__ = RuntimeError("Failed to instantiate component 'bundle.data.fields.field_records'")
     outer.__cause__.__cause__ = inner
     assert unwrapped(outer) is inner and unwrapped(inner) is inner
+
+
+def test_of_an_error_in_a_transform_the_transform_s_own_sentence_is_told() -> None:
+    """MONAI names the object that failed, "applying transform <… at 0x7f…>", and not what is wrong with the field."""
+    small = ValueError("fields must be at least 320 px a side to be cropped, got 256 px.")
+
+    def refuse(data: object) -> None:
+        raise small
+
+    with pytest.raises(RuntimeError) as caught:
+        apply_transform(refuse, {})
+    outer = RuntimeError("Failed to evaluate ConfigExpression")
+    outer.__cause__ = caught.value
+    assert unwrapped(outer) is small
 
 
 def test_of_an_error_in_a_worker_its_last_line_is_told() -> None:

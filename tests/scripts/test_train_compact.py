@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -27,6 +28,31 @@ def fields(folder: Path) -> Path:
         entries.append({"file": f"{number}.png", "split": split, "slide": f"s{number}", "mpp": 0.25})
     (folder / "index.json").write_text(json.dumps(entries))
     return folder
+
+
+def test_each_half_of_a_stage_goes_on_from_the_other_and_is_what_later_stages_stand_on(
+        script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Behind the first half a later stage would run without a word, and learn on prompts or images of other weights."""
+    called: dict[str, list[str]] = {}
+    for stage in script.STAGES:
+        monkeypatch.setattr(script.subprocess, "run", lambda command, stage=stage, **options: (
+            called.update({stage: command}) or subprocess.CompletedProcess(command, 0)))
+        script.train(stage, tmp_path, tmp_path, [])
+    for stage, first, frozen in (("spectrum", "defocus", "--estimator_weights"),
+                                 ("tiles", "p_former", "--p_former_weights")):  # fmt: skip
+        files = next(word for word in called[stage] if word.startswith("["))
+        assert files == str([f"configs/train_{first}.json", "configs/compact.json", f"configs/{stage}.json"])
+        overlay = json.loads((ROOT / "configs" / f"{stage}.json").read_text(encoding="utf-8"))
+        assert overlay["start_weights"] == f"$@runs_dir + '/{first}/network.pt'"
+        place = called["p_diffusion"].index(frozen)
+        assert called["p_diffusion"][place + 1] == str(tmp_path / stage / "network.pt")
+
+
+def test_the_p_former_ends_with_patches_as_large_as_the_tiles_that_it_restores() -> None:
+    """Its attention and gates pool over what they see: at another size they are not what was trained."""
+    tiles, inference = (json.loads((ROOT / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+                        for name in ("tiles", "inference"))  # fmt: skip
+    assert tiles["patch_px"] == inference["tile_px"]
 
 
 @pytest.mark.slow
