@@ -6,10 +6,10 @@
 Reads sharp fields (bundle/evaluation/fields.py), simulates planes of their centres over uneven tissue, restores them
 tile by tile with models/model.pt and judges them as `mop restore --trust` does. Prints, for every sign of doubt and for
 all together, Spearman's rank correlation with the mean absolute error of 64 px cells: over all cells, and inside single
-tiles (the mean of their correlations). Beside them stand two figures that need no trust map at all: the estimated
-distance to focus and the contrast of the result. --table keeps the cells as CSV; --tables reads such files instead of
-restoring; --figure draws the doubt of several samples against the error, cell by cell. 28 tiles with two samples:
-about a minute and a half of one core.
+tiles (the mean of their correlations); and the error above the limit, below it and by tenths of doubt. Beside the signs
+stand two figures that need no trust map at all: the estimated distance to focus and the contrast of the result. --table
+keeps the cells as CSV; --tables reads such files instead of restoring; --figure draws the doubt of several samples
+against the error, cell by cell. 28 tiles with two samples: about a minute and a half of one core.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ def correlations(table: NDArray[np.float64], doubt: NDArray[np.float64]) -> tupl
     return float(spearmanr(doubt, error).statistic), float(np.mean(inside))
 
 
+def tenths(doubt: NDArray[np.float64]) -> list[NDArray[np.intp]]:
+    """Places of the cells in ten equal shares, the least doubtful first."""
+    return np.array_split(np.argsort(doubt), 10)
+
+
 def fitted(table: NDArray[np.float64], signs: Sequence[str]) -> dict[str, float]:
     """Weights that turn signs into the expected error: least squares, none below 0."""
     columns = table[:, [COLUMNS.index(sign) for sign in signs]]
@@ -114,7 +119,7 @@ def draw(table: NDArray[np.float64], path: str) -> None:
     axes = figure.subplots()
     points = axes.scatter(doubt, error, c=distance, s=9, cmap="viridis", alpha=0.8, linewidths=0)
     figure.colorbar(points, ax=axes, label="estimated distance to focus, µm")
-    shares = np.array_split(np.argsort(doubt), 10)
+    shares = tenths(doubt)
     axes.plot([doubt[share].mean() for share in shares], [error[share].mean() for share in shares], "o-",
               color="crimson", label="means of ten equal shares")  # fmt: skip
     reach = float(max(doubt.max(), LIMIT))
@@ -165,6 +170,14 @@ def main() -> None:
     for name, doubt in doubts.items():
         over_all, inside = correlations(table, doubt)
         print(f"{name:24s} all cells {over_all:5.2f}   inside tiles {inside:5.2f}")
+    several, error = doubts["doubt, several"], table[:, 6]
+    above = several > LIMIT
+    if above.any() and not above.all():
+        print(f"above the limit of {LIMIT:g}: {above.sum()} cells, error {error[above].mean():.1f}; "
+              f"the others {error[~above].mean():.1f}")  # fmt: skip
+    else:
+        print(f"above the limit of {LIMIT:g}: {above.sum()} cells")
+    print("error by tenths of doubt, several:", *(f"{error[share].mean():.1f}" for share in tenths(several)))
 
 
 if __name__ == "__main__":
