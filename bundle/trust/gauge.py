@@ -51,8 +51,8 @@ class Weights(NamedTuple):
 
 
 # Of the weights of models/model.pt, by `python scripts/measure_trust.py DATA --split val --crop-px 512 --fit`.
-ONE_SAMPLE = Weights(2.1, 0.0, 23.0)
-MANY_SAMPLES = Weights(0.7, 3.3, 0.0)
+ONE_SAMPLE = Weights(2.0, 0.0, 23.0)
+MANY_SAMPLES = Weights(0.6, 3.3, 0.0)
 LIMIT = 15.0  # doubt above which a place is untrusted, grey levels of 255; docs/slides.md says how many cells are
 
 
