@@ -172,11 +172,10 @@ def main() -> None:
         print(f"{name:24s} all cells {over_all:5.2f}   inside tiles {inside:5.2f}")
     several, error = doubts["doubt, several"], table[:, 6]
     above = several > LIMIT
+    print(f"above the limit of {LIMIT:g}: {above.sum()} cells", end="")
     if above.any() and not above.all():
-        print(f"above the limit of {LIMIT:g}: {above.sum()} cells, error {error[above].mean():.1f}; "
-              f"the others {error[~above].mean():.1f}")  # fmt: skip
-    else:
-        print(f"above the limit of {LIMIT:g}: {above.sum()} cells")
+        print(f", error {error[above].mean():.1f}; the others {error[~above].mean():.1f}", end="")
+    print()
     print("error by tenths of doubt, several:", *(f"{error[share].mean():.1f}" for share in tenths(several)))
 
 
