@@ -31,14 +31,17 @@ class DefocusEstimate(NamedTuple):
 class SpectrumReader(nn.Module):
     """Reads local spectra, one for each 2 x 2 positions of P_D."""
 
-    def __init__(self, spectrum_width: int, channels: int) -> None:
+    def __init__(self, spectrum_width: int, channels: int, hidden_layers: int = 3) -> None:
         super().__init__()
-        last = nn.Conv2d(2 * channels, channels, 1)
+        layers: list[nn.Module] = [nn.BatchNorm2d(spectrum_width)]
+        width, hidden = spectrum_width, 3 * channels
+        for _ in range(hidden_layers):
+            layers += [nn.Conv2d(width, hidden, 1), nn.GELU(), nn.Dropout(0.15)]
+            width = hidden
+        last = nn.Conv2d(hidden, channels, 1)
         for weight in last.parameters():
             nn.init.zeros_(weight)  # untrained, it adds nothing to what the backbone saw
-        self.layers = nn.Sequential(
-            nn.BatchNorm2d(spectrum_width), nn.Conv2d(spectrum_width, 2 * channels, 1), nn.GELU(), nn.Dropout(0.2),
-            nn.Conv2d(2 * channels, 2 * channels, 1), nn.GELU(), nn.Dropout(0.2), last)
+        self.layers = nn.Sequential(*layers, last)
 
     def forward(self, spectra: Tensor, size: Sequence[int]) -> Tensor:
         """(B, spectrum_width, ceil(h / 2) + 1, ceil(w / 2) + 1) -> (B, C, h, w), `size` = (h, w)."""

@@ -27,7 +27,7 @@ def test_the_reader_learns_and_the_backbone_stays(tmp_path: Path, monkeypatch: p
     assert after.keys() == before.keys()
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert not {name for name in moved if name.startswith("backbone.")}
-    assert {"reader.layers.7.weight", "distance_head.weight", "contrast_head.bias"} <= moved
+    assert {"reader.layers.10.weight", "distance_head.weight", "contrast_head.bias"} <= moved
     # Patches are known by their seeds, and those of both sets are equal: one memory would validate on what was trained.
     kept = [workflow.parser.get_parsed_content(f"{part}::prepare_batch").kept for part in ("train", "validate")]
     assert [len(batches) for batches in kept] == [2, 1]
