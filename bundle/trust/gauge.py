@@ -6,7 +6,7 @@
 
     reblur       sqrt(max(0, <(B - I)²> - σ²))    what of the input the result does not explain; σ: the input's noise;
                  B by the estimated distances or by the one of `DISTANCES_UM` that explains a place best: the estimator
-                 errs by a µm and more, and a result is not to be doubted for that
+                 errs at times, and a result is not to be doubted for that
     spread       sqrt(<variance over the seeds>)  what P-diffusion's noise decided, and not the input
     edges        sqrt(<max(0, |∇R| - S)²>)        edges that neither the P-former nor the input's contrast supports:
                  S = the larger of |∇C| and |∇I| / contrast, the largest value within `TOLERANCE_PX`
@@ -51,7 +51,7 @@ class Weights(NamedTuple):
 
 
 # Of the weights of models/model.pt, by `python scripts/measure_trust.py DATA --split val --crop-px 512 --fit`.
-ONE_SAMPLE = Weights(2.0, 0.0, 23.0)
+ONE_SAMPLE = Weights(2.1, 0.0, 24.0)
 MANY_SAMPLES = Weights(0.6, 3.3, 0.0)
 LIMIT = 15.0  # doubt above which a place is untrusted, grey levels of 255; docs/slides.md says how many cells are
 
