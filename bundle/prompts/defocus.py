@@ -10,6 +10,7 @@ The compact preset adds to its features what a small network reads from local sp
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bundle.prompts.spectrum import LocalSpectrum
+
+HIDDEN_LAYERS = 3  # of the reader: on the same patches three told the distance better than two (decision 7)
 
 
 class DefocusEstimate(NamedTuple):
@@ -31,14 +34,13 @@ class DefocusEstimate(NamedTuple):
 class SpectrumReader(nn.Module):
     """Reads local spectra, one for each 2 x 2 positions of P_D."""
 
-    def __init__(self, spectrum_width: int, channels: int, hidden_layers: int = 3) -> None:
+    def __init__(self, spectrum_width: int, channels: int) -> None:
         super().__init__()
+        widths = [spectrum_width, *HIDDEN_LAYERS * [3 * channels]]
         layers: list[nn.Module] = [nn.BatchNorm2d(spectrum_width)]
-        width, hidden = spectrum_width, 3 * channels
-        for _ in range(hidden_layers):
+        for width, hidden in itertools.pairwise(widths):
             layers += [nn.Conv2d(width, hidden, 1), nn.GELU(), nn.Dropout(0.15)]
-            width = hidden
-        last = nn.Conv2d(hidden, channels, 1)
+        last = nn.Conv2d(widths[-1], channels, 1)
         for weight in last.parameters():
             nn.init.zeros_(weight)  # untrained, it adds nothing to what the backbone saw
         self.layers = nn.Sequential(*layers, last)

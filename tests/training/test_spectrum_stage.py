@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from bundle.training.batches import RecordedDefocus
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = [f"configs/{name}.json" for name in ("train_defocus", "smoke", "spectrum")]
@@ -31,3 +33,15 @@ def test_the_reader_learns_and_the_backbone_stays(tmp_path: Path, monkeypatch: p
     # Patches are known by their seeds, and those of both sets are equal: one memory would validate on what was trained.
     kept = [workflow.parser.get_parsed_content(f"{part}::prepare_batch").kept for part in ("train", "validate")]
     assert [len(batches) for batches in kept] == [2, 1]
+
+
+def test_its_planes_reach_beyond_the_protocols_and_recorded_ones_take_their_place() -> None:
+    """Where the draws end the distance is read too small; and an overlay must not hand a draw to recorded stacks."""
+    parser = ConfigParser()
+    parser.read_config([ROOT / file for file in FILES])
+    simulate = parser.get_parsed_content("simulate")
+    assert simulate.reach_um == 5.6
+    assert all(table.reach_um > 5.6 for tables in simulate.tables for table in tables)
+    recorded = ConfigParser()
+    recorded.read_config([ROOT / file for file in (*FILES[:-1], "configs/focal_stacks.json", FILES[-1])])
+    assert isinstance(recorded.get_parsed_content("simulate"), RecordedDefocus)
