@@ -22,7 +22,9 @@ from bundle.optics.camera import smoothed
 from bundle.optics.focal_stack import to_linear, to_srgb
 from bundle.p_diffusion.denoiser import Denoiser
 from bundle.p_diffusion.inferer import ResidualShiftInferer
+from bundle.p_former.bands import BandGains
 from bundle.p_former.network import PFormer
+from bundle.prompts.mixture import PromptMixture
 from bundle.prompts.prompter import Prompter
 
 STAGES = ("p_former", "p_diffusion")
@@ -53,18 +55,20 @@ class TileRestorer(nn.Module):
         in_focus_um: below this distance a pixel is in focus; from twice this on it is fully restored.
         colour_sigma_px: low frequencies beyond this Gaussian are taken from the input; 0 leaves colours free.
         seed: of P-diffusion's noise.
+        bands: the last step of the coarse stage; None leaves the P-former's result as it is.
         samples: of P-diffusion, with the seeds from `seed` on; the first is the result, all together give `spread`.
     """
 
     def __init__(self, prompter: Prompter, p_former: PFormer, denoiser: Denoiser, inferer: ResidualShiftInferer,
                  stop_after: str = "p_diffusion", skip_in_focus: bool = False, in_focus_um: float = 0.4,
-                 colour_sigma_px: float = 16.0, seed: int = 0, samples: int = 1) -> None:
+                 colour_sigma_px: float = 16.0, seed: int = 0, samples: int = 1,
+                 bands: BandGains | None = None) -> None:
         super().__init__()
         if stop_after not in STAGES:
             raise ValueError(f"stop_after must be one of {STAGES}, got {stop_after!r}.")
         if samples < 1:
             raise ValueError(f"samples must be positive, got {samples}.")
-        self.prompter, self.p_former, self.denoiser = prompter, p_former, denoiser
+        self.prompter, self.p_former, self.bands, self.denoiser = prompter, p_former, bands, denoiser
         self.inferer, self.scheduler = inferer, inferer.scheduler
         self.stop_after, self.skip_in_focus, self.in_focus_um = stop_after, skip_in_focus, in_focus_um
         self.colour_sigma_px, self.seed, self.samples = colour_sigma_px, seed, samples
@@ -103,7 +107,7 @@ class TileRestorer(nn.Module):
         prompts = self.prompter(padded)
         focus_map = self.prompter.estimator.map_of(prompts.defocus, padded.shape[-2:])
         prompted = time.perf_counter()
-        coarse = self._with_colours_of(padded, self.p_former(padded, prompts.pathology))
+        coarse = self._coarse(padded, prompts)
         formed = time.perf_counter()
         drawn = [coarse]
         if self.stop_after == "p_diffusion":
@@ -125,11 +129,18 @@ class TileRestorer(nn.Module):
             image: (B, 3, H, W), [0, 1]; H and W are multiples of `stride`.
             noise: P-diffusion's draws, T of (B, 3, H, W); none stops after the P-former.
         """
-        if not noise:
-            return self._with_colours_of(image, self.p_former(image, self.prompter.pathology(image)))
         prompts = self.prompter(image)
-        coarse = self._with_colours_of(image, self.p_former(image, prompts.pathology))
+        coarse = self._coarse(image, prompts)
+        if not noise:
+            return coarse
         return self._with_colours_of(image, self.inferer.sample_with(coarse, self.denoiser, prompts, noise))
+
+    def _coarse(self, image: Tensor, prompts: PromptMixture) -> Tensor:
+        """The coarse stage: P-former, bands, colours."""
+        coarse = self.p_former(image, prompts.pathology)
+        if self.bands is not None:
+            coarse = self.bands(image, coarse.clamp(0, 1), prompts.defocus)
+        return self._with_colours_of(image, coarse)
 
     def _padded(self, image: Tensor) -> Tensor:
         """Mirrored to the right and below, up to a multiple of the stride."""

@@ -75,6 +75,7 @@ def measure(tile_px: int, device: str, repeats: int) -> list[Cost]:
     """Costs of the compact chain's parts, of the chain, and of the paper-size P-former."""
     chain = declared("inference.json", "network_def").to(device)
     assert isinstance(chain, TileRestorer)
+    bands = chain.bands
     paper = declared("train.json", "p_former").to(device)
     assert isinstance(paper, PFormer)
     prompter: Prompter = chain.prompter
@@ -92,6 +93,7 @@ def measure(tile_px: int, device: str, repeats: int) -> list[Cost]:
              lambda: prompter.restorer(prompter.encoder(image), prompts.defocus)),
         part("all prompts", [prompter], lambda: prompter(image)),
         part("P-former", [chain.p_former], lambda: chain.p_former(image, prompts.pathology)),
+        *([] if bands is None else [part("band gains", [bands], lambda: bands(image, image, prompts.defocus))]),
         part("P-diffusion, all steps", [chain.denoiser],
              lambda: chain.inferer.sample(image, chain.denoiser, prompts, location, 0)),
         part("whole chain", [chain], lambda: chain(image, location)),

@@ -7,12 +7,14 @@ Writes  runs/<stage>/checkpoint.pt and network.pt after every epoch; models/mode
 
 Stopped at any moment, the same command goes on from the last checkpoint; finished stages are skipped. Hours, steps and
 figures of the shipped weights stand in models/README.md. Anything after `--` goes to every stage, as `-- --seed 3`;
-`spectrum` and `tiles` go on where `defocus` and `p_former` ended and have the same options.
+`spectrum` and `tiles` go on where `defocus` and `p_former` ended and have the same options. `--bands` adds stage 3c
+behind `tiles` (docs/stages.md); its weights want `gain_hidden` of configs/bands.json in configs/inference.json, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -26,8 +28,8 @@ from bundle.weights import load_weights, save_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("encoder", "defocus", "spectrum", "prompt", "p_former", "tiles", "p_diffusion")
-# Second halves of a stage's training, as overlays on the first.
-OVERLAYS = {"spectrum": "defocus", "tiles": "p_former"}
+# Later parts of a stage's training, as overlays on the first.
+OVERLAYS = {"spectrum": "defocus", "tiles": "p_former", "bands": "p_former"}
 # glibc keeps large blocks instead of mapping them anew for every layer: see bundle/host.py.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 # Where a stage's network lies in the chain, and in its own file.
@@ -49,16 +51,23 @@ def train(stage: str, data: Path, runs: Path, extra: list[str]) -> None:
         sys.exit(f"train_compact.py: stage {stage} ended early, why is said above: the same line goes on from there.")
 
 
-def assemble(runs: Path, target: Path) -> None:
+def assemble(runs: Path, target: Path, bands: bool = False) -> None:
     """Put the stages' networks into one state dict of configs/inference.json's `network_def`, stored as float16."""
     parser = ConfigParser()
     parser.read_config(str(ROOT / "configs" / "inference.json"))
+    if bands:
+        parser.update({"gain_hidden": gain_hidden()})
     network = parser.get_parsed_content("network_def")
-    for stage, (place, prefix) in PLACES.items():
+    for stage, (place, prefix) in (PLACES | ({"bands": ("bands", "")} if bands else {})).items():
         load_weights(network.get_submodule(place), runs / stage / WEIGHTS, prefix)
     halved = {name: value.half() if value.dtype == torch.float32 else value
               for name, value in network.state_dict().items()}
     save_whole(halved, target)
+
+
+def gain_hidden() -> int:
+    """Channels of the band gains' reader, as stage 3c trains it."""
+    return int(json.loads((ROOT / "configs" / "bands.json").read_text(encoding="utf-8"))["gain_hidden"])
 
 
 def main() -> None:
@@ -68,10 +77,17 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of checkpoints")
     parser.add_argument("--target", type=Path, default=ROOT / "models" / "model.pt", help="the weights to write")
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=STAGES, help="stages to train")
+    parser.add_argument("--bands", action="store_true", help="band gains behind the P-former: stage 3c, too")
     known, extra = parser.parse_known_args()
-    for stage in known.stages:
-        train(stage, known.data, known.runs, [word for word in extra if word != "--"])
-    assemble(known.runs, known.target)
+    extra = [word for word in extra if word != "--"]
+    stages = list(known.stages)
+    if known.bands:
+        stages.insert(stages.index("tiles") + 1 if "tiles" in stages else 0, "bands")
+    for stage in stages:
+        behind = ["--gain_hidden", str(gain_hidden()), "--band_weights",
+                  str((known.runs / "bands" / WEIGHTS).resolve())]
+        train(stage, known.data, known.runs, extra + (behind if known.bands and stage == "p_diffusion" else []))
+    assemble(known.runs, known.target, known.bands)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bundle.conventions import CONTRAST, DEFOCUS_UM, IMAGE, LABEL, MPP
 from bundle.optics.random_defocus import DefocusSimulator, SimulatedPatches
+from bundle.p_former.bands import BandGains
 from bundle.p_former.network import PFormer
 from bundle.prompts.defocus import DefocusEstimator
 from bundle.prompts.prompter import Prompter
@@ -164,6 +165,33 @@ class PFormerBatch:
         return drawn.image, drawn.label, (prompt,), {}
 
 
+class BandBatch:
+    """Stage 3c: spectra of the coarse image and P_D -> what the squared error of any gains depends on.
+
+    Small beside the images, so that `KeptBatches` can hold thousands of patches.
+
+    Args:
+        simulate: draws the defocus, or hands on what was recorded; patches of whole cells.
+        prompter: frozen.
+        p_former: frozen.
+        bands: its reader is trained.
+    """
+
+    def __init__(self, simulate: Source, prompter: Prompter, p_former: PFormer, bands: BandGains) -> None:
+        self.simulate, self.prompter = simulate, frozen(prompter)
+        self.p_former, self.bands = frozen(p_former), bands
+
+    @torch.no_grad()
+    def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
+                 **kwargs: Any) -> Prepared:
+        """Inputs (B, F, h, w) and targets, the products of `BandGains`, (B, 3, 2 N + 1, 2 N + 1, h, w)."""
+        drawn = pairs_of(self.simulate, batchdata, device)
+        prompts = self.prompter.to(device)(drawn.image)
+        coarse = self.p_former.to(device)(drawn.image, prompts.pathology).clamp(0, 1)
+        seen = self.bands.to(device).seen(coarse, prompts.defocus)[..., :-1, :-1]
+        return seen, self.bands.products(drawn.image, coarse, drawn.label), (), {}
+
+
 class PDiffusionBatch:
     """Stage 4: coarse image, noise, timestep and prompts -> sharp patch.
 
@@ -171,16 +199,18 @@ class PDiffusionBatch:
         simulate: draws the defocus, or hands on what was recorded.
         prompter: frozen.
         p_former: frozen; None: P-diffusion stands alone and starts from the defocused image.
+        bands: the coarse stage's last step, frozen; None: the P-former's result is the coarse image.
         steps: T.
         own_steps: share of the patches whose x_t comes of the network's own steps; see `ResidualShiftInferer`.
     """
 
     def __init__(self, simulate: Source, prompter: Prompter, p_former: PFormer | None,
-                 steps: int = 4, own_steps: float = 0.0) -> None:
+                 steps: int = 4, own_steps: float = 0.0, bands: BandGains | None = None) -> None:
         if not 0 <= own_steps <= 1:
             raise ValueError(f"own_steps must lie in 0..1, got {own_steps}.")
         self.simulate, self.prompter, self.steps, self.own_steps = simulate, frozen(prompter), steps, own_steps
         self.p_former = None if p_former is None else frozen(p_former)
+        self.bands = None if bands is None else frozen(bands)
 
     @torch.no_grad()
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
@@ -192,6 +222,8 @@ class PDiffusionBatch:
         coarse = drawn.image
         if self.p_former is not None:
             coarse = self.p_former.to(device)(drawn.image, prompts.pathology).clamp(0, 1)
+            if self.bands is not None:
+                coarse = self.bands.to(device)(drawn.image, coarse, prompts.defocus).clamp(0, 1)
         seeds = torch.as_tensor(batchdata["seed"])
         noise, timestep = _drawn_noise(drawn.label, seeds, self.steps)
         own = _drawn_own_steps(drawn.label, seeds, self.steps, self.own_steps) if self.own_steps else {}

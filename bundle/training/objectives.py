@@ -32,6 +32,24 @@ class DefocusLoss(nn.Module):
         return self.distance_weight * distance + self.contrast_weight * contrast
 
 
+class BandLoss(nn.Module):
+    """What is left of each patch's squared error behind its band gains, as a logarithm: PSNR with the sign turned.
+
+    Args:
+        floor: mean squared error below which nothing is to be won; a tenth of a step of 8 bits.
+    """
+
+    def __init__(self, floor: float = 1e-7) -> None:
+        super().__init__()
+        self.floor = floor
+
+    def forward(self, gains: Tensor, products: Tensor) -> Tensor:
+        """Scalar from gains (B, 3, 2 N, h, w) and `BandGains.products` (B, 3, 2 N + 1, 2 N + 1, h, w)."""
+        left = torch.cat([-gains, torch.ones_like(gains[:, :, :1])], 2)  # what is missing less what the gains add
+        errors = torch.einsum("bckhw,bcklhw,bclhw->bchw", left, products, left)
+        return (errors.mean((1, 2, 3)).clamp(min=0) + self.floor).log().mean()
+
+
 class MaskedAutoencoder(nn.Module):
     """Trains a `CompactEncoder` without labels: hides most patches and predicts their pixels (He et al. 2022).
 

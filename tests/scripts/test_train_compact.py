@@ -77,3 +77,11 @@ def test_one_command_trains_every_stage_and_makes_the_weights(tmp_path: Path) ->
     # The same line again: finished stages stay as they are.
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
     assert [(path, path.stat().st_mtime_ns) for path, _ in made] == made
+    # With band gains: one stage more, and all of it in the weights.
+    with_bands = [*command, "--bands", "--p_former_batch_size", "2"]
+    ended = subprocess.run(with_bands, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    gains = torch.load(tmp_path / "runs" / "bands" / "network.pt", weights_only=True)
+    whole = torch.load(target, weights_only=True)
+    assert gains and all(torch.equal(whole[f"bands.{name}"].to(value), value.half().to(value)) for name, value in
+                         gains.items() if value.is_floating_point())  # fmt: skip
