@@ -129,6 +129,8 @@ class TileRestorer(nn.Module):
             image: (B, 3, H, W), [0, 1]; H and W are multiples of `stride`.
             noise: P-diffusion's draws, T of (B, 3, H, W); none stops after the P-former.
         """
+        if not noise and self.bands is None:  # then P_P is all that a graph has to carry
+            return self._with_colours_of(image, self.p_former(image, self.prompter.pathology(image)))
         prompts = self.prompter(image)
         coarse = self._coarse(image, prompts)
         if not noise:

@@ -10,6 +10,7 @@ from bundle.conventions import from_uint8, to_uint8
 from bundle.p_diffusion.denoiser import Denoiser
 from bundle.p_diffusion.inferer import ResidualShiftInferer
 from bundle.p_diffusion.schedule import ResidualShiftScheduler
+from bundle.p_former.bands import BandGains
 from bundle.p_former.network import PFormer
 from bundle.prompts.compact_encoder import CompactEncoder
 from bundle.prompts.defocus import DefocusEstimator
@@ -111,3 +112,20 @@ def test_rounding_to_uint8_never_wraps() -> None:
     assert to_uint8(values).tolist() == [0, 0, 0, 255, 255, 255]
     with pytest.raises(ValueError, match="NaN"):
         to_uint8(torch.tensor([float("nan")]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 1), (45, 70), (96, 160)])
+def test_band_gains_change_the_coarse_image_and_what_p_diffusion_starts_from(size: tuple[int, int]) -> None:
+    """Both stages and every exported graph must see one and the same coarse image."""
+    bands = BandGains(8, frequencies=4, hidden=6)
+    nn.init.normal_(bands.reader.last.bias, std=0.02)
+    without, network = restorer(), restorer(bands=bands)
+    image = torch.rand(1, 3, *size)
+    plain, result = without.restore(image), network.restore(image)
+    assert result.coarse.shape == image.shape and float(result.coarse.min()) >= 0 and float(result.coarse.max()) <= 1
+    if min(size) > 1:
+        assert not torch.allclose(result.coarse, plain.coarse, atol=1e-4)
+        assert not torch.allclose(result.restored, plain.restored, atol=1e-4)
+    if size == (96, 160):
+        assert torch.allclose(network.restore_given(image, ()), result.coarse, atol=1e-6)
