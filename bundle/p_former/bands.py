@@ -16,10 +16,10 @@ Not in the paper: docs/decisions/0008-band-gains.md has what it is worth.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
+from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -74,10 +74,10 @@ class BandGains(nn.Module):
             raise ValueError(f"sigmas_px must be positive and ascend, got {tuple(sigmas_px)}.")
         self.spectrum = LocalSpectrum(frequencies, stride_px=CELL_PX)
         self.reader = GainReader(self.spectrum.width + 2 * defocus_width, 2 * len(sigmas_px), hidden)
-        self.reaches = [max(1, math.ceil(3 * sigma)) for sigma in sigmas_px]
-        for at, (sigma, reach) in enumerate(zip(sigmas_px, self.reaches, strict=True)):
-            kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma).square())
-            self.register_buffer(f"gaussian_{at}", (kernel / kernel.sum()).float(), persistent=False)
+        self.bands_each = len(sigmas_px)
+        for at, sigma in enumerate(sigmas_px):
+            kernel = gaussian_1d(torch.tensor(sigma), truncated=3.0, approx="sampled", normalize=True)
+            self.register_buffer(f"gaussian_{at}", kernel, persistent=False)
 
     def forward(self, image: Tensor, coarse: Tensor, defocus: Tensor) -> Tensor:
         """Images (B, 3, H, W) and P_D (B, C, H / 32, W / 32) -> (B, 3, H, W), around [0, 1], not clipped."""
@@ -97,7 +97,8 @@ class BandGains(nn.Module):
     def bands(self, image: Tensor, coarse: Tensor) -> Tensor:
         """Bands of the coarse image, then of what was added to `image`, finest first, (B, 3, 2 N, H, W)."""
         both = torch.cat([coarse, coarse - image], 1)
-        smooth = [both, *(self._smoothed(both, at) for at in range(len(self.reaches)))]
+        kernels = [self.get_buffer(f"gaussian_{at}") for at in range(self.bands_each)]
+        smooth = [both, *(separable_filtering(both, [kernel, kernel], mode="reflect") for kernel in kernels)]
         detail = torch.stack([finer - coarser for finer, coarser in zip(smooth[:-1], smooth[1:], strict=True)], 2)
         return torch.cat(detail.chunk(2, 1), 2)
 
@@ -117,13 +118,6 @@ class BandGains(nn.Module):
         all_bands = torch.cat([self.bands(image, coarse), (label - coarse)[:, :, None]], 2)
         cells = all_bands.unflatten(-1, (-1, CELL_PX)).unflatten(-3, (-1, CELL_PX))  # (B, 3, k, h, 64, w, 64)
         return torch.einsum("bckhpwq,bclhpwq->bcklhw", cells, cells) / CELL_PX**2
-
-    def _smoothed(self, image: Tensor, at: int) -> Tensor:
-        """Gaussian blur with reflected borders."""
-        kernel, reach, channels = self.get_buffer(f"gaussian_{at}"), self.reaches[at], image.shape[1]
-        image = functional.pad(image, (reach, reach, reach, reach), mode="reflect")
-        image = functional.conv2d(image, kernel.expand(channels, 1, 1, -1), groups=channels)
-        return functional.conv2d(image, kernel[:, None].expand(channels, 1, -1, 1), groups=channels)
 
 
 def _between_cells(size_px: int, like: Tensor) -> Tensor:
