@@ -87,6 +87,7 @@ class ExpertFeedForward(nn.Module):
         merged = (gates @ self.sub_experts.flatten(1)).view(len(x), self.hidden, 1, 3, 3)  # Σ_i w_i K_i of each image
         # Image by image: folded into one convolution, a batch would have to be copied to planes of pixels, and that and
         # the planes cost a CPU more than the calls.
-        return torch.cat([functional.conv2d(one, torch.cat([kernels, self.main_expert.weight]), padding=1,
-                                            groups=2 * self.hidden)
-                          for one, kernels in zip(x.split(1), merged, strict=True)])
+        mixed = [functional.conv2d(one, torch.cat([kernels, self.main_expert.weight]), padding=1,
+                                   groups=2 * self.hidden)
+                 for one, kernels in zip(x.split(1), merged, strict=True)]
+        return torch.cat(mixed) if len(mixed) > 1 else mixed[0]  # to join one image with nothing would copy it, too
