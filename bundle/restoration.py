@@ -54,6 +54,8 @@ class TileRestorer(nn.Module):
         skip_in_focus: leave pixels untouched where the focus map says that they are in focus.
         in_focus_um: below this distance a pixel is in focus; from twice this on it is fully restored.
         colour_sigma_px: low frequencies beyond this Gaussian are taken from the input; 0 leaves colours free.
+        colour_gamma: in values to this power they are; None: in sRGB's linear light. Blur leaves the mean of light
+            unchanged, and a file from many a microscope's camera holds light itself (1). See decision 9.
         seed: of P-diffusion's noise.
         bands: the last step of the coarse stage; None leaves the P-former's result as it is.
         samples: of P-diffusion, with the seeds from `seed` on; the first is the result, all together give `spread`.
@@ -61,17 +63,19 @@ class TileRestorer(nn.Module):
 
     def __init__(self, prompter: Prompter, p_former: PFormer, denoiser: Denoiser, inferer: ResidualShiftInferer,
                  stop_after: str = "p_diffusion", skip_in_focus: bool = False, in_focus_um: float = 0.4,
-                 colour_sigma_px: float = 16.0, seed: int = 0, samples: int = 1,
+                 colour_sigma_px: float = 16.0, colour_gamma: float | None = None, seed: int = 0, samples: int = 1,
                  bands: BandGains | None = None) -> None:
         super().__init__()
         if stop_after not in STAGES:
             raise ValueError(f"stop_after must be one of {STAGES}, got {stop_after!r}.")
         if samples < 1:
             raise ValueError(f"samples must be positive, got {samples}.")
+        if colour_gamma is not None and colour_gamma <= 0:
+            raise ValueError(f"colour_gamma must be positive, got {colour_gamma}.")
         self.prompter, self.p_former, self.bands, self.denoiser = prompter, p_former, bands, denoiser
         self.inferer, self.scheduler = inferer, inferer.scheduler
         self.stop_after, self.skip_in_focus, self.in_focus_um = stop_after, skip_in_focus, in_focus_um
-        self.colour_sigma_px, self.seed, self.samples = colour_sigma_px, seed, samples
+        self.colour_sigma_px, self.colour_gamma, self.seed, self.samples = colour_sigma_px, colour_gamma, seed, samples
         self.stride = max(p_former.stride, denoiser.stride, prompter.estimator.stride)
 
     def forward(self, image: Tensor, location: Tensor | None = None) -> Tensor:
@@ -113,7 +117,7 @@ class TileRestorer(nn.Module):
         if self.stop_after == "p_diffusion":
             seeds = range(self.seed, self.seed + self.samples)
             sampled = (self.inferer.sample(coarse, self.denoiser, prompts, location, seed) for seed in seeds)
-            drawn = [self._with_colours_of(padded, sample) for sample in sampled]
+            drawn = [self._with_colours_of(padded if self.bands is None else coarse, sample) for sample in sampled]
         diffused = time.perf_counter()
         coarse, focus_map, *drawn = (x[..., :height, :width] for x in (coarse, focus_map, *drawn))
         if self.skip_in_focus:
@@ -135,14 +139,13 @@ class TileRestorer(nn.Module):
         coarse = self._coarse(image, prompts)
         if not noise:
             return coarse
-        return self._with_colours_of(image, self.inferer.sample_with(coarse, self.denoiser, prompts, noise))
+        sample = self.inferer.sample_with(coarse, self.denoiser, prompts, noise)
+        return self._with_colours_of(image if self.bands is None else coarse, sample)
 
     def _coarse(self, image: Tensor, prompts: PromptMixture) -> Tensor:
-        """The coarse stage: P-former, bands, colours."""
-        coarse = self.p_former(image, prompts.pathology)
-        if self.bands is not None:
-            coarse = self.bands(image, coarse.clamp(0, 1), prompts.defocus)
-        return self._with_colours_of(image, coarse)
+        """The coarse stage: P-former, colours, bands; no band holds anything of a place's colour."""
+        coarse = self._with_colours_of(image, self.p_former(image, prompts.pathology))
+        return coarse if self.bands is None else self.bands(image, coarse, prompts.defocus).clamp(0, 1)
 
     def _padded(self, image: Tensor) -> Tensor:
         """Mirrored to the right and below, up to a multiple of the stride."""
@@ -156,12 +159,16 @@ class TileRestorer(nn.Module):
         return image
 
     def _with_colours_of(self, image: Tensor, result: Tensor) -> Tensor:
-        """`result` with the low frequencies of `image`, in linear light: defocus moves light, it does not dye it."""
+        """`result` with the low frequencies of `image`: defocus moves light, it does not dye it."""
         result = result.clamp(0, 1)
         if self.colour_sigma_px <= 0:
             return result
-        light = to_linear(result)
-        return to_srgb(light + smoothed(to_linear(image) - light, self.colour_sigma_px))
+        if self.colour_gamma is None:
+            light = to_linear(result)
+            return to_srgb(light + smoothed(to_linear(image) - light, self.colour_sigma_px))
+        light = result**self.colour_gamma
+        mended = light + smoothed(image**self.colour_gamma - light, self.colour_sigma_px)
+        return mended.clamp(0, 1) ** (1 / self.colour_gamma)
 
     def _sparing(self, image: Tensor, result: Tensor, focus_map: Tensor) -> Tensor:
         """`result` where the tissue is out of focus, the very pixels of `image` where it is in focus."""

@@ -91,6 +91,28 @@ def test_colours_keep_their_low_frequencies(tiles: Tensor) -> None:
 
 
 @torch.no_grad()
+def test_colours_are_kept_in_values_to_the_power_that_is_asked_for(tiles: Tensor) -> None:
+    """A result of no contrast shows it: its mean is that of the image's values to this power."""
+    for gamma in (1.0, 1.5, 2.2):
+        network = restorer(colour_gamma=gamma, colour_sigma_px=64.0, stop_after="p_former")
+        network.p_former.register_forward_hook(lambda _, inputs, output: torch.full_like(output, 0.5))
+        result = network(tiles[:1])
+        wanted = tiles[:1].pow(gamma).mean((2, 3)).pow(1 / gamma)
+        assert torch.allclose(result.mean((2, 3)), wanted, atol=0.01)
+    with pytest.raises(ValueError, match="colour_gamma must be positive, got 0"):
+        restorer(colour_gamma=0.0)
+
+
+@torch.no_grad()
+def test_bands_come_after_the_colours_and_keep_them(tiles: Tensor) -> None:
+    """A step of colours behind them would take back what they gave (decision 9)."""
+    network = restorer(stop_after="p_former")
+    plain = network(tiles)
+    network.bands = lambda image, coarse, defocus: coarse + 0.1  # type: ignore[assignment]
+    assert torch.allclose(network(tiles), (plain + 0.1).clamp(0, 1), atol=1e-6)
+
+
+@torch.no_grad()
 def test_a_seed_is_a_result(tiles: Tensor) -> None:
     """Repeatable with the same seed, another sample with another."""
     network = restorer(seed=4)

@@ -15,7 +15,7 @@ from bundle.field_restoration import restore_field
 from bundle.restoration import TileRestorer
 from bundle.weights import load_weights
 
-OPTIONS = ("stop_after", "skip_in_focus", "in_focus_um", "colour_sigma_px", "seed")  # of a TileRestorer
+OPTIONS = ("stop_after", "skip_in_focus", "in_focus_um", "colour_sigma_px", "colour_gamma", "seed")  # of a TileRestorer
 
 
 class ChainOnFields:

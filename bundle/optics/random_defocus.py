@@ -20,6 +20,7 @@ from bundle.optics.focal_stack import GainTable, defocus, random_relief_um, to_l
 from bundle.optics.pupil import COARSE_MPP, OPTICS_20X, OPTICS_40X, Optics
 
 Range = Sequence[float]  # (lowest, highest)
+CUBIC_DEVIATION = 0.857  # standard deviation of unit white noise after bicubic interpolation
 DARKEST = 1e-3  # linear light that still comes through a layer
 
 
@@ -55,6 +56,12 @@ class DefocusSimulator:
         second_layer: share of the absorption that lies in another layer of the specimen, at a distance of its own,
             mostly near focus, behind a drawn objective; below 0 counts as 0. Cells lie upon each other in smears and
             thick sections.
+        one_focus: share of the specimens of two layers whose truth is one plane of them: the second layer as sharp as
+            it looks from the first one's focus or from the image's plane, whichever is sharper. Elsewhere the truth is
+            sharp in both. 0 draws nothing.
+        parallax: standard deviation of the shift of truth against image, behind a drawn objective, pixels of the field
+            a µm from focus; below 0 counts as 0, (0, 0) draws nothing. Light through thick tissue is not parallel, and
+            a stage drifts between two planes.
         layer_um: defocus between two layers of the blur.
     """
 
@@ -65,10 +72,12 @@ class DefocusSimulator:
                  chromatic_share: Range = (1.0, 1.0), full_well: Range = (3_000.0, 30_000.0),
                  noise_px: Range = (0.0, 0.0), red_blue_noise: Range = (1.0, 1.0), sharpening: Range = (0.0, 0.0),
                  jpeg_quality: Range = (70, 95), standard_share: float = 0.0, thickness_um: Range = (0.0, 0.0),
-                 oversampling: Range = (1.0, 1.0), second_layer: Range = (0.0, 0.0), layer_um: float = 0.4) -> None:
+                 oversampling: Range = (1.0, 1.0), second_layer: Range = (0.0, 0.0), one_focus: float = 0.0,
+                 parallax: Range = (0.0, 0.0), layer_um: float = 0.4) -> None:
         self.margin_px, self.reach_um, self.relief_um, self.focus_bias = margin_px, reach_um, relief_um, focus_bias
         self.full_well, self.noise_px, self.sharpening = full_well, noise_px, sharpening
         self.red_blue_noise, self.second_layer = red_blue_noise, second_layer
+        self.one_focus, self.parallax = one_focus, parallax
         self.jpeg_quality, self.standard_share, self.oversampling = jpeg_quality, standard_share, oversampling
         generator = torch.Generator().manual_seed(seed)
         reach = reach_um + relief_um[1] + layer_um
@@ -117,11 +126,18 @@ class DefocusSimulator:
         if not standard and other_share > 0:
             other = light.flip(-2, -1)  # the same tissue, but not in register
             other_blurred = defocus(other, torch.full_like(distance, other_um), table, margin_px=0)
-            sharp = to_srgb(layered(light, other, other_share))
+            seen_um = 0.0
+            if self.one_focus > 0 and _draw((0, 1), generator) < self.one_focus:
+                seen_um = min(other_um, other_um - position, key=abs)
+            seen = other if seen_um == 0 else defocus(other, torch.full_like(distance, seen_um), table, margin_px=0)
+            sharp = to_srgb(layered(light, seen, other_share))
             blurred = layered(blurred, other_blurred, other_share)
         clean, label = self.centre(to_srgb(blurred)), self.centre(sharp)
         if not standard and scale > 1:
             clean, label, mpp = enlarged(clean, scale), enlarged(label, scale), mpp / scale
+        if not standard and self.parallax[1] > 0:
+            shift_px = _draw(self.parallax, generator) * abs(position) * max(scale, 1.0)
+            label = shifted(label, shift_px, generator) if shift_px > 0 else label
         camera = Camera(full_well=math.exp(_draw([math.log(end) for end in self.full_well], generator)),
                         noise_px=_draw(self.noise_px, generator),
                         red_noise=_draw(self.red_blue_noise, generator),
@@ -145,6 +161,18 @@ def enlarged(image: Tensor, scale: float) -> Tensor:
     top, left = (height - rows) // 2, (width - columns) // 2
     middle = image[None, :, top:top + rows, left:left + columns]
     return functional.interpolate(middle, (height, width), mode="bicubic", align_corners=False)[0].clamp(0, 1)
+
+
+def shifted(image: Tensor, deviation_px: float, generator: torch.Generator) -> Tensor:
+    """(3, H, W) with each place moved by a distance of this standard deviation along either side, smooth over 64 px."""
+    height, width = image.shape[-2:]
+    grid = torch.randn(1, 2, height // 64 + 3, width // 64 + 3, generator=generator) * (deviation_px / CUBIC_DEVIATION)
+    moves = functional.interpolate(grid, scale_factor=64.0, mode="bicubic", align_corners=False)
+    moves = moves[0, :, 64:64 + height, 64:64 + width].to(image.device)
+    rows, columns = (torch.arange(size, device=image.device) + 0.5 for size in (height, width))
+    places = torch.stack([(columns + moves[0]) / width, (rows[:, None] + moves[1]) / height], -1) * 2 - 1
+    return functional.grid_sample(image[None], places[None], mode="bicubic", padding_mode="reflection",
+                                  align_corners=False)[0].clamp(0, 1)
 
 
 def _draw(limits: Range, generator: torch.Generator) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundle.optics.random_defocus import DefocusSimulator, SimulatedPatches
+from bundle.optics.random_defocus import DefocusSimulator, SimulatedPatches, shifted
 
 MPP = torch.tensor([0.25, 0.5, 0.25])
 SEEDS = torch.tensor([11, 12, 13])
@@ -86,3 +86,36 @@ def test_a_second_layer_absorbs_its_share_and_has_a_distance_of_its_own(sharp: T
     assert torch.equal(weak.label, sharp[..., 16:80, 16:80])
     standard = DefocusSimulator(**settings, second_layer=(0.5, 0.5), standard_share=1.0)  # type: ignore[arg-type]
     assert torch.equal(standard(sharp, MPP, seeds).label, plain.label)
+
+
+def test_the_truth_of_two_layers_can_be_one_plane_of_them(sharp: Tensor) -> None:
+    """On real pairs of planes the truth shows one plane, never sharper than both layers and never both blurred."""
+    settings = {"margin_px": 16, "scanners": 2, "second_layer": (0.5, 0.5), "relief_um": (0.0, 0.0)}
+    both = DefocusSimulator(**settings)(sharp, MPP, SEEDS)  # type: ignore[arg-type]
+    one = DefocusSimulator(**settings, one_focus=1.0)(sharp, MPP, SEEDS)  # type: ignore[arg-type]
+    detail = [patches.label.diff().abs().mean((1, 2, 3)) for patches in (both, one)]
+    assert (detail[1] <= detail[0] + 1e-6).all() and (detail[1] < 0.95 * detail[0]).any()
+    assert not torch.allclose(one.label, one.label.flip(-2, -1), atol=0.02)  # the first layer stays sharp
+    assert torch.equal(one.defocus_um, both.defocus_um)
+
+
+def test_parallax_moves_the_truth_by_its_deviation_and_grows_with_the_distance(sharp: Tensor) -> None:
+    """Two planes of a real specimen are not in register; a patch in focus is its own truth."""
+    settings = {"margin_px": 16, "scanners": 2, "reach_um": 4.0}
+    plain = DefocusSimulator(**settings)(sharp, MPP, SEEDS)  # type: ignore[arg-type]
+    moved = DefocusSimulator(**settings, parallax=(0.3, 0.3))(sharp, MPP, SEEDS)  # type: ignore[arg-type]
+    below = DefocusSimulator(**settings, parallax=(-0.3, -0.1))(sharp, MPP, SEEDS)  # type: ignore[arg-type]
+    assert torch.equal(below.label, plain.label) and not torch.equal(moved.label, plain.label)
+    standard = DefocusSimulator(**settings, parallax=(0.3, 0.3), standard_share=1.0)  # type: ignore[arg-type]
+    assert torch.equal(standard(sharp, MPP, SEEDS).label, plain.label)
+    focused = DefocusSimulator(**{**settings, "reach_um": 0.0}, parallax=(0.3, 0.3))(sharp, MPP, SEEDS)  # type: ignore[arg-type]
+    assert torch.equal(focused.label, sharp[..., 16:80, 16:80])
+
+
+def test_a_shift_has_the_deviation_that_is_asked_for() -> None:
+    """Measured on a ramp, whose values tell where each pixel came from."""
+    ramp = torch.linspace(0, 1, 512).expand(3, 512, 512).contiguous()
+    moves = torch.cat([(shifted(ramp, 2.0, torch.Generator().manual_seed(seed)) - ramp)[0, 64:-64, 64:-64] * 511
+                       for seed in range(8)])  # fmt: skip
+    assert moves.std().isclose(torch.tensor(2.0), rtol=0.15)
+    assert moves.diff().abs().max() < 0.3  # smooth
