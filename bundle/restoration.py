@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.conventions import check_image
-from bundle.optics.camera import smoothed
-from bundle.optics.focal_stack import to_linear, to_srgb
+from bundle.optics.colours import keep_colours
 from bundle.p_diffusion.denoiser import Denoiser
 from bundle.p_diffusion.inferer import ResidualShiftInferer
 from bundle.p_former.bands import BandGains
@@ -53,9 +52,7 @@ class TileRestorer(nn.Module):
         stop_after: "p_diffusion" for the whole chain, "p_former" for the coarse stage alone.
         skip_in_focus: leave pixels untouched where the focus map says that they are in focus.
         in_focus_um: below this distance a pixel is in focus; from twice this on it is fully restored.
-        colour_sigma_px: low frequencies beyond this Gaussian are taken from the input; 0 leaves colours free.
-        colour_gamma: in values to this power they are; None: in sRGB's linear light. Blur leaves the mean of light
-            unchanged, and a file from many a microscope's camera holds light itself (1). See decision 9.
+        colour_sigma_px, colour_gamma: see `keep_colours`.
         seed: of P-diffusion's noise.
         bands: the last step of the coarse stage; None leaves the P-former's result as it is.
         samples: of P-diffusion, with the seeds from `seed` on; the first is the result, all together give `spread`.
@@ -117,7 +114,7 @@ class TileRestorer(nn.Module):
         if self.stop_after == "p_diffusion":
             seeds = range(self.seed, self.seed + self.samples)
             sampled = (self.inferer.sample(coarse, self.denoiser, prompts, location, seed) for seed in seeds)
-            drawn = [self._with_colours_of(padded if self.bands is None else coarse, sample) for sample in sampled]
+            drawn = [self._fine(padded, coarse, sample) for sample in sampled]
         diffused = time.perf_counter()
         coarse, focus_map, *drawn = (x[..., :height, :width] for x in (coarse, focus_map, *drawn))
         if self.skip_in_focus:
@@ -139,8 +136,7 @@ class TileRestorer(nn.Module):
         coarse = self._coarse(image, prompts)
         if not noise:
             return coarse
-        sample = self.inferer.sample_with(coarse, self.denoiser, prompts, noise)
-        return self._with_colours_of(image if self.bands is None else coarse, sample)
+        return self._fine(image, coarse, self.inferer.sample_with(coarse, self.denoiser, prompts, noise))
 
     def _coarse(self, image: Tensor, prompts: PromptMixture) -> Tensor:
         """The coarse stage: P-former, colours, bands; no band holds anything of a place's colour."""
@@ -159,16 +155,12 @@ class TileRestorer(nn.Module):
         return image
 
     def _with_colours_of(self, image: Tensor, result: Tensor) -> Tensor:
-        """`result` with the low frequencies of `image`: defocus moves light, it does not dye it."""
-        result = result.clamp(0, 1)
-        if self.colour_sigma_px <= 0:
-            return result
-        if self.colour_gamma is None:
-            light = to_linear(result)
-            return to_srgb(light + smoothed(to_linear(image) - light, self.colour_sigma_px))
-        light = result**self.colour_gamma
-        mended = light + smoothed(image**self.colour_gamma - light, self.colour_sigma_px)
-        return mended.clamp(0, 1) ** (1 / self.colour_gamma)
+        """`keep_colours` as it is set here."""
+        return keep_colours(image, result, self.colour_sigma_px, self.colour_gamma)
+
+    def _fine(self, image: Tensor, coarse: Tensor, sample: Tensor) -> Tensor:
+        """P-diffusion's `sample` in the input's colours; with bands in those of the coarse image."""
+        return self._with_colours_of(image if self.bands is None else coarse, sample)
 
     def _sparing(self, image: Tensor, result: Tensor, focus_map: Tensor) -> Tensor:
         """`result` where the tissue is out of focus, the very pixels of `image` where it is in focus."""

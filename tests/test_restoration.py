@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.conventions import from_uint8, to_uint8
+from bundle.conventions import CONTRAST, DEFOCUS_UM, IMAGE, LABEL, from_uint8, to_uint8
 from bundle.p_diffusion.denoiser import Denoiser
 from bundle.p_diffusion.inferer import ResidualShiftInferer
 from bundle.p_diffusion.schedule import ResidualShiftScheduler
@@ -17,6 +17,7 @@ from bundle.prompts.defocus import DefocusEstimator
 from bundle.prompts.pathology import PromptRestorer
 from bundle.prompts.prompter import Prompter
 from bundle.restoration import TileRestorer
+from bundle.training.batches import BandBatch, PDiffusionBatch, RecordedDefocus
 
 
 def restorer(**options: object) -> TileRestorer:
@@ -151,3 +152,24 @@ def test_band_gains_change_the_coarse_image_and_what_p_diffusion_starts_from(siz
         assert not torch.allclose(result.restored, plain.restored, atol=1e-4)
     if size == (96, 160):
         assert torch.allclose(network.restore_given(image, ()), result.coarse, atol=1e-6)
+
+
+def test_training_starts_from_the_coarse_image_that_restoring_shows() -> None:
+    """Gains and P-diffusion that learned on other colours than they meet later would undo what is not there."""
+    bands = BandGains(8, frequencies=4, hidden=6).eval()
+    nn.init.normal_(bands.reader.last.bias, std=0.02)
+    options = {"colour_sigma_px": 8.0, "colour_gamma": 1.5}
+    without, network = restorer(**options), restorer(bands=bands, **options)
+    pixels = torch.randint(0, 256, (1, 3, 128, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    patches = {IMAGE: pixels, LABEL: pixels.flip(-1), DEFOCUS_UM: torch.ones(1), CONTRAST: torch.ones(1),
+               "seed": torch.tensor([5])}  # fmt: skip
+    with torch.no_grad():
+        plain, result = without.restore(from_uint8(pixels)), network.restore(from_uint8(pixels))
+        prompt = network.prompter(from_uint8(pixels)).defocus
+    stages = {stage: stage(RecordedDefocus(), network.prompter, network.p_former, bands=bands, **options)  # type: ignore[operator]
+              for stage in (BandBatch, PDiffusionBatch)}  # fmt: skip
+    assert torch.allclose(stages[PDiffusionBatch](patches)[0], result.coarse, atol=1e-6)
+    seen, products, *_ = stages[BandBatch](patches)
+    assert torch.allclose(seen, bands.seen(plain.coarse, prompt)[..., :-1, :-1], atol=1e-4)
+    wanted = bands.products(from_uint8(pixels), plain.coarse, from_uint8(pixels.flip(-1)))
+    assert torch.allclose(products, wanted, atol=1e-6)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.conventions import CONTRAST, DEFOCUS_UM, IMAGE, LABEL, MPP
+from bundle.optics.colours import keep_colours
 from bundle.optics.random_defocus import DefocusSimulator, SimulatedPatches
 from bundle.p_former.bands import BandGains
 from bundle.p_former.network import PFormer
@@ -175,11 +176,14 @@ class BandBatch:
         prompter: frozen.
         p_former: frozen.
         bands: its reader is trained.
+        colour_sigma_px, colour_gamma: see `keep_colours`; as in restoring, it comes before the gains.
     """
 
-    def __init__(self, simulate: Source, prompter: Prompter, p_former: PFormer, bands: BandGains) -> None:
+    def __init__(self, simulate: Source, prompter: Prompter, p_former: PFormer, bands: BandGains,
+                 colour_sigma_px: float = 16.0, colour_gamma: float | None = None) -> None:
         self.simulate, self.prompter = simulate, frozen(prompter)
         self.p_former, self.bands = frozen(p_former), bands
+        self.colours = (colour_sigma_px, colour_gamma)
 
     @torch.no_grad()
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
@@ -187,7 +191,8 @@ class BandBatch:
         """Inputs (B, F, h, w) and targets, the products of `BandGains`, (B, 3, 2 N + 1, 2 N + 1, h, w)."""
         drawn = pairs_of(self.simulate, batchdata, device)
         prompts = self.prompter.to(device)(drawn.image)
-        coarse = self.p_former.to(device)(drawn.image, prompts.pathology).clamp(0, 1)
+        coarse = self.p_former.to(device)(drawn.image, prompts.pathology)
+        coarse = keep_colours(drawn.image, coarse, *self.colours)
         seen = self.bands.to(device).seen(coarse, prompts.defocus)[..., :-1, :-1]
         return seen, self.bands.products(drawn.image, coarse, drawn.label), (), {}
 
@@ -202,15 +207,18 @@ class PDiffusionBatch:
         bands: the coarse stage's last step, frozen; None: the P-former's result is the coarse image.
         steps: T.
         own_steps: share of the patches whose x_t comes of the network's own steps; see `ResidualShiftInferer`.
+        colour_sigma_px, colour_gamma: see `keep_colours`; before the bands, and only where there are any.
     """
 
     def __init__(self, simulate: Source, prompter: Prompter, p_former: PFormer | None,
-                 steps: int = 4, own_steps: float = 0.0, bands: BandGains | None = None) -> None:
+                 steps: int = 4, own_steps: float = 0.0, bands: BandGains | None = None,
+                 colour_sigma_px: float = 16.0, colour_gamma: float | None = None) -> None:
         if not 0 <= own_steps <= 1:
             raise ValueError(f"own_steps must lie in 0..1, got {own_steps}.")
         self.simulate, self.prompter, self.steps, self.own_steps = simulate, frozen(prompter), steps, own_steps
         self.p_former = None if p_former is None else frozen(p_former)
         self.bands = None if bands is None else frozen(bands)
+        self.colours = (colour_sigma_px, colour_gamma)
 
     @torch.no_grad()
     def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
@@ -223,6 +231,7 @@ class PDiffusionBatch:
         if self.p_former is not None:
             coarse = self.p_former.to(device)(drawn.image, prompts.pathology).clamp(0, 1)
             if self.bands is not None:
+                coarse = keep_colours(drawn.image, coarse, *self.colours)
                 coarse = self.bands.to(device)(drawn.image, coarse, prompts.defocus).clamp(0, 1)
         seeds = torch.as_tensor(batchdata["seed"])
         noise, timestep = _drawn_noise(drawn.label, seeds, self.steps)

@@ -89,7 +89,7 @@ def test_a_second_layer_absorbs_its_share_and_has_a_distance_of_its_own(sharp: T
 
 
 def test_the_truth_of_two_layers_can_be_one_plane_of_them(sharp: Tensor) -> None:
-    """On real pairs of planes the truth shows one plane, never sharper than both layers and never both blurred."""
+    """On real pairs of planes the truth shows one plane: the first layer sharp, the second as it looks from there."""
     settings = {"margin_px": 16, "scanners": 2, "second_layer": (0.5, 0.5), "relief_um": (0.0, 0.0)}
     both = DefocusSimulator(**settings)(sharp, MPP, SEEDS)  # type: ignore[arg-type]
     one = DefocusSimulator(**settings, one_focus=1.0)(sharp, MPP, SEEDS)  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def test_the_truth_of_two_layers_can_be_one_plane_of_them(sharp: Tensor) -> None
     assert torch.equal(one.defocus_um, both.defocus_um)
 
 
-def test_parallax_moves_the_truth_by_its_deviation_and_grows_with_the_distance(sharp: Tensor) -> None:
+def test_parallax_moves_the_truth_behind_a_drawn_objective_and_not_in_focus(sharp: Tensor) -> None:
     """Two planes of a real specimen are not in register; a patch in focus is its own truth."""
     settings = {"margin_px": 16, "scanners": 2, "reach_um": 4.0}
     plain = DefocusSimulator(**settings)(sharp, MPP, SEEDS)  # type: ignore[arg-type]
