@@ -72,6 +72,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "compression": _choice("--compression", "lzw", "jpeg"),
     "subsampling": _choice("--subsampling", "420", "422"),
     "samples": _whole("--samples", 1),
+    "binning": lambda text: int(_choice("--binning", "1", "2")(text)),
     "revert_untrusted": _choice("--revert-untrusted", "coarse", "input"),
     "report": _switch,
     "no_report": _switch,

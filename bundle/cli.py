@@ -236,7 +236,7 @@ def _focus_slide(
     known_mpp(reader, mpp)
     restorer = engine.restorer
     grid = restorer.grid(reader)
-    estimator, progress = restorer.tile_restorer.prompter.estimator, of_image(job.image.name)(PLANNING)
+    estimator, progress = restorer.estimator, of_image(job.image.name)(PLANNING)
     plan = engine.planner.plan(reader, grid, "adaptive", estimator, restorer.device, progress, probes)
     files = [job.results[0], *job.results[2:]]
     write_slide_focus(reader, grid, plan, find_tissue(reader), files, overwrite)

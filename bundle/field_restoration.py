@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bundle.conventions import IMAGE, to_uint8
-from bundle.restoration import TileRestorer
+from bundle.restoration import PROBES, TileRestorer
 from bundle.slides.blend import BlockBlend
 from bundle.slides.grid import TileGrid
 from bundle.slides.whole_files import replace_when_done
@@ -34,11 +34,12 @@ class FieldRestoration(NamedTuple):
     coarse: Tensor  # (3, H, W), [0, 1]
     focus_map_um: Tensor  # (1, H, W), signed
     seconds: dict[str, float]  # prompts, p_former, p_diffusion
+    binning: int  # it was restored in
 
 
 @torch.inference_mode()
 def restore_field(network: TileRestorer, image: Tensor, tile_px: int = 256, overlap_px: int = 64,
-                  batch: int = 1) -> FieldRestoration:
+                  batch: int = 1, binning: int | None = None) -> FieldRestoration:
     """Restore one field by overlapping tiles, feathered.
 
     Args:
@@ -47,36 +48,43 @@ def restore_field(network: TileRestorer, image: Tensor, tile_px: int = 256, over
         tile_px: side of a tile.
         overlap_px: px shared by neighbours.
         batch: tiles at once; changes the speed only.
+        binning: see `TileRestorer.restore`; None takes what the image's spectra say.
     """
     grid = TileGrid(image.shape[-2], image.shape[-1], tile_px, overlap_px)
+    device = next(network.parameters()).device
+    if binning is None:
+        binning = network.binning_of(image[:, *box.within(grid.image)].to(device) for box in grid.some(PROBES))
+    if binning > 1:  # the network's tiles stay as large as they were
+        grid = TileGrid(image.shape[-2], image.shape[-1], tile_px * binning, overlap_px * binning)
     blends = {"restored": BlockBlend(grid, grid.image), "coarse": BlockBlend(grid, grid.image),
               "focus_map_um": BlockBlend(grid, grid.image, 1)}
     seconds: dict[str, float] = {}
-    device = next(network.parameters()).device
     boxes = grid.tiles_of(grid.image)
     for start in range(0, len(boxes), batch):
         part = boxes[start:start + batch]
         tiles = torch.stack([image[:, *box.within(grid.image)] for box in part]).to(device)
-        result = network.restore(tiles, torch.tensor([(box.row, box.col) for box in part], device=device))
+        result = network.restore(tiles, torch.tensor([(box.row, box.col) for box in part], device=device), binning)
         for name, blend in blends.items():
             for box, tile in zip(part, getattr(result, name).cpu(), strict=True):
                 blend.add(box, tile)
         seconds = {stage: seconds.get(stage, 0.0) + spent for stage, spent in result.seconds.items()}
-    return FieldRestoration(**{name: blend.result() for name, blend in blends.items()}, seconds=seconds)
+    parts = {name: blend.result() for name, blend in blends.items()}
+    return FieldRestoration(**parts, seconds=seconds, binning=binning)
 
 
 class TiledInferer(Inferer):
     """`restore_field` as the inferer of a MONAI evaluator; keeps the details of its last call for `SaveFields`."""
 
-    def __init__(self, tile_px: int = 256, overlap_px: int = 64, batch: int = 1) -> None:
+    def __init__(self, tile_px: int = 256, overlap_px: int = 64, batch: int = 1, binning: int | None = None) -> None:
         super().__init__()
-        self.tile_px, self.overlap_px, self.batch = tile_px, overlap_px, batch
+        self.tile_px, self.overlap_px, self.batch, self.binning = tile_px, overlap_px, batch, binning
         self.last: list[FieldRestoration] = []
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Restored fields (B, 3, H, W) of fields (B, 3, H, W) in [0, 1]; `network` is a TileRestorer."""
         assert isinstance(network, TileRestorer)
-        self.last = [restore_field(network, field, self.tile_px, self.overlap_px, self.batch) for field in inputs]
+        options = (self.tile_px, self.overlap_px, self.batch, self.binning)
+        self.last = [restore_field(network, field, *options) for field in inputs]
         return torch.stack([field.restored for field in self.last])
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from bundle.conventions import from_uint8, to_uint8
 from bundle.field_restoration import FieldRestoration, restore_field
 from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
-from bundle.restoration import STAGES, TileRestorer
+from bundle.restoration import STAGES, TileRestorer, check_binning
 from bundle.slides.grid import TileGrid
 from bundle.slides.reader import MIN_SIDE_PX
 
@@ -44,16 +44,18 @@ class ImageRestorer:
         network: the chain, on its device and with its options set.
         tile_px: side of a tile.
         batch: tiles at once.
+        binning: see `TileRestorer.restore`; None takes what each picture's spectra say.
 
     Raises:
-        ValueError: `tile_px` or `batch` is out of range.
+        ValueError: `tile_px`, `batch` or `binning` is out of range.
     """
 
-    def __init__(self, network: TileRestorer, tile_px: int = 256, batch: int = 1) -> None:
+    def __init__(self, network: TileRestorer, tile_px: int = 256, batch: int = 1, binning: int | None = None) -> None:
         if batch < 1 or tile_px < MIN_SIDE_PX:
             raise ValueError(f"batch must be positive and tile_px at least {MIN_SIDE_PX}, got {batch} and {tile_px}.")
+        check_binning(binning)
         TileGrid(1, 1, tile_px, tile_px // 4)  # states its rules before an image comes
-        self.network, self.tile_px, self.batch = network, tile_px, batch
+        self.network, self.tile_px, self.batch, self.binning = network, tile_px, batch, binning
 
     def __call__(self, image: Picture) -> Picture:
         """The restored picture, of the kind that went in; see `restore`."""
@@ -70,13 +72,14 @@ class ImageRestorer:
             ValueError: no RGB picture, a side below 32 px, or floating values outside [0, 1].
         """
         pixels = _as_batch(image)  # (B, 3, H, W), [0, 1], on the CPU
-        fields = [restore_field(self.network, one, self.tile_px, self.tile_px // 4, self.batch) for one in pixels]
+        options = (self.tile_px, self.tile_px // 4, self.batch, self.binning)
+        fields = [restore_field(self.network, one, *options) for one in pixels]
         return RestoredPicture(_like(image, fields, "restored"), _like(image, fields, "coarse"), _focus(image, fields))
 
 
 def load_restorer(*, device: str = "cpu", seed: int = 0, stop_after: str = "p_diffusion", skip_in_focus: bool = False,
                   weights: str | Path | None = None, config: str | Path | None = None, tile_px: int = 256,
-                  batch: int = 1) -> ImageRestorer:
+                  batch: int = 1, binning: int | None = None) -> ImageRestorer:
     """The shipped chain, ready for pictures.
 
     Args:
@@ -88,6 +91,7 @@ def load_restorer(*, device: str = "cpu", seed: int = 0, stop_after: str = "p_di
         config: another configs/inference.json. A config may run code: use those you trust.
         tile_px: side of a tile.
         batch: tiles at once; on a CPU 1 is as fast as any.
+        binning: 2 for a camera that oversamples, 1 for one that does not; None takes what each picture's spectra say.
 
     Raises:
         FileNotFoundError: config or weights are missing.
@@ -97,7 +101,7 @@ def load_restorer(*, device: str = "cpu", seed: int = 0, stop_after: str = "p_di
         raise ValueError(f"stop_after must be one of {STAGES}, got {stop_after!r}.")
     network = load_tile_restorer(Path(config or CONFIG), Path(weights or WEIGHTS), device)
     network.stop_after, network.skip_in_focus, network.seed = stop_after, skip_in_focus, seed
-    return ImageRestorer(network, tile_px, batch)
+    return ImageRestorer(network, tile_px, batch, binning)
 
 
 def _as_batch(image: NDArray[Any] | Image.Image | Tensor) -> Tensor:

@@ -3,6 +3,7 @@
     image       defocused tile                              (B, 3, H, W), [0, 1]
     coarse      what the P-former makes of it               (B, 3, H, W), [0, 1]
     restored    what leaves the chain                       (B, 3, H, W), [0, 1]
+    binning     pixels along a side that are restored as one, 1 or 2; 2 where a camera oversamples
     location    (row, col) of the tile's upper left pixel   (B, 2) int64; fixes its noise
 
 Any size goes: tiles are padded by reflection to a multiple of the networks' strides and cropped again.
@@ -11,22 +12,37 @@ Any size goes: tiles are padded by reflection to a multiple of the networks' str
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bundle.conventions import check_image
+from bundle.optics.binning import binned, unbinned
 from bundle.optics.colours import keep_colours
 from bundle.p_diffusion.denoiser import Denoiser
 from bundle.p_diffusion.inferer import ResidualShiftInferer
 from bundle.p_former.bands import BandGains
 from bundle.p_former.network import PFormer
+from bundle.prompts.defocus import DefocusEstimator
 from bundle.prompts.mixture import PromptMixture
 from bundle.prompts.prompter import Prompter
+from bundle.prompts.sampling import SamplingReader, binning_of
 
 STAGES = ("p_former", "p_diffusion")
+BINNINGS = (1, 2)  # what was measured
+PROBES = 36  # tiles of an image that are looked at to choose one, at most
+
+
+def check_binning(binning: int | None) -> None:
+    """Refuse a binning that nothing was measured with; None: the image's spectra say it.
+
+    Raises:
+        ValueError: not 1 or 2.
+    """
+    if binning is not None and binning not in BINNINGS:
+        raise ValueError(f"binning must be 1 or 2, got {binning}.")
 
 
 class Restoration(NamedTuple):
@@ -39,6 +55,7 @@ class Restoration(NamedTuple):
     contrast: Tensor  # (B,)
     seconds: dict[str, float]  # prompts, p_former, p_diffusion
     spread: Tensor | None = None  # (B, 1, H, W) standard deviation over the samples; None of a single one
+    binning: int = 1  # it was restored in
 
 
 class TileRestorer(nn.Module):
@@ -55,13 +72,16 @@ class TileRestorer(nn.Module):
         colour_sigma_px, colour_gamma: see `keep_colours`.
         seed: of P-diffusion's noise.
         bands: the last step of the coarse stage; None leaves the P-former's result as it is.
+        sampling: tells whether an image oversamples; None: no image does.
+        sampling_threshold: see `binning_of`.
         samples: of P-diffusion, with the seeds from `seed` on; the first is the result, all together give `spread`.
     """
 
     def __init__(self, prompter: Prompter, p_former: PFormer, denoiser: Denoiser, inferer: ResidualShiftInferer,
                  stop_after: str = "p_diffusion", skip_in_focus: bool = False, in_focus_um: float = 0.4,
                  colour_sigma_px: float = 16.0, colour_gamma: float | None = None, seed: int = 0, samples: int = 1,
-                 bands: BandGains | None = None) -> None:
+                 bands: BandGains | None = None, sampling: SamplingReader | None = None,
+                 sampling_threshold: float = 0.25) -> None:
         super().__init__()
         if stop_after not in STAGES:
             raise ValueError(f"stop_after must be one of {STAGES}, got {stop_after!r}.")
@@ -71,6 +91,7 @@ class TileRestorer(nn.Module):
             raise ValueError(f"colour_gamma must be positive, got {colour_gamma}.")
         self.prompter, self.p_former, self.bands, self.denoiser = prompter, p_former, bands, denoiser
         self.inferer, self.scheduler = inferer, inferer.scheduler
+        self.sampling, self.sampling_threshold = sampling, sampling_threshold
         self.stop_after, self.skip_in_focus, self.in_focus_um = stop_after, skip_in_focus, in_focus_um
         self.colour_sigma_px, self.colour_gamma, self.seed, self.samples = colour_sigma_px, colour_gamma, seed, samples
         self.stride = max(p_former.stride, denoiser.stride, prompter.estimator.stride)
@@ -79,7 +100,11 @@ class TileRestorer(nn.Module):
         """Restored tiles (B, 3, H, W) in [0, 1] of tiles (B, 3, H, W) in [0, 1]; see `restore`."""
         return self.restore(image, location).restored
 
-    def restore(self, image: Tensor, location: Tensor | None = None) -> Restoration:
+    def binning_of(self, tiles: Iterable[Tensor]) -> int:
+        """In which binning an image should be restored that has these tiles, each (3, h, w) in [0, 1]."""
+        return 1 if self.sampling is None else binning_of(self.sampling, tiles, self.sampling_threshold)
+
+    def restore(self, image: Tensor, location: Tensor | None = None, binning: int = 1) -> Restoration:
         """Restore tiles and keep what was learned on the way.
 
         On a CPU they go one by one: its kernels round otherwise in another batch, and a batch saves no time there. So a
@@ -88,22 +113,25 @@ class TileRestorer(nn.Module):
         Args:
             image: (B, 3, H, W), [0, 1], any size.
             location: (B, 2) int64; None places every tile at (0, 0).
+            binning: what is finer than this many pixels is neither looked at nor kept.
 
         Raises:
-            ValueError: `image` is no batch of RGB tiles.
+            ValueError: `image` is no batch of RGB tiles, or `binning` is not 1 or 2.
         """
         check_image(image)
+        check_binning(binning)
         if location is None:
             location = torch.zeros(image.shape[0], 2, dtype=torch.int64, device=image.device)
         if image.device.type == "cpu" and len(image) > 1:
             each = zip(image.split(1), location.split(1), strict=True)
-            return _joined([self.restore_together(*tile) for tile in each])
-        return self.restore_together(image, location)
+            return _joined([self.restore_together(*tile, binning) for tile in each])
+        return self.restore_together(image, location, binning)
 
-    def restore_together(self, image: Tensor, location: Tensor) -> Restoration:
+    def restore_together(self, image: Tensor, location: Tensor, binning: int = 1) -> Restoration:
         """`restore` of all tiles in one pass on any device, as exported graphs want it."""
-        height, width = image.shape[-2:]
-        padded = self._padded(image)
+        small = binned(image, binning)
+        height, width = small.shape[-2:]
+        padded = self._padded(small)
         started = time.perf_counter()
         prompts = self.prompter(padded)
         focus_map = self.prompter.estimator.map_of(prompts.defocus, padded.shape[-2:])
@@ -113,15 +141,19 @@ class TileRestorer(nn.Module):
         drawn = [coarse]
         if self.stop_after == "p_diffusion":
             seeds = range(self.seed, self.seed + self.samples)
-            sampled = (self.inferer.sample(coarse, self.denoiser, prompts, location, seed) for seed in seeds)
+            places = location // binning
+            sampled = (self.inferer.sample(coarse, self.denoiser, prompts, places, seed) for seed in seeds)
             drawn = [self._fine(padded, coarse, sample) for sample in sampled]
         diffused = time.perf_counter()
-        coarse, focus_map, *drawn = (x[..., :height, :width] for x in (coarse, focus_map, *drawn))
+        coarse, focus_map, *drawn = (unbinned(x[..., :height, :width], binning, *image.shape[-2:])
+                                     for x in (coarse, focus_map, *drawn))
+        if binning > 1:  # cubic interpolation overshoots
+            coarse, *drawn = (x.clamp(0, 1) for x in (coarse, *drawn))
         if self.skip_in_focus:
             coarse, *drawn = (self._sparing(image, x, focus_map) for x in (coarse, *drawn))
         spread = None if len(drawn) < 2 else torch.stack(drawn).std(0).square().mean(1, keepdim=True).sqrt()
         seconds = {"prompts": prompted - started, "p_former": formed - prompted, "p_diffusion": diffused - formed}
-        return Restoration(drawn[0], coarse, focus_map, prompts.defocus_um, prompts.contrast, seconds, spread)
+        return Restoration(drawn[0], coarse, focus_map, prompts.defocus_um, prompts.contrast, seconds, spread, binning)
 
     def restore_given(self, image: Tensor, noise: Sequence[Tensor]) -> Tensor:
         """The chain as one expression, for exported graphs: nothing is padded, drawn or skipped.
@@ -170,7 +202,19 @@ class TileRestorer(nn.Module):
 
 def _joined(tiles: Sequence[Restoration]) -> Restoration:
     """One restoration of several."""
-    restored, coarse, focus_map, defocus, contrast, seconds, spread = zip(*tiles, strict=True)
+    restored, coarse, focus_map, defocus, contrast, seconds, spread, binning = zip(*tiles, strict=True)
     return Restoration(torch.cat(restored), torch.cat(coarse), torch.cat(focus_map), torch.cat(defocus),
                        torch.cat(contrast), {stage: sum(tile[stage] for tile in seconds) for stage in seconds[0]},
-                       None if spread[0] is None else torch.cat(spread))
+                       None if spread[0] is None else torch.cat(spread), binning[0])
+
+
+class BinnedEstimator:
+    """D_φ for images that are restored in a binning: it sees the pixels that the other networks see."""
+
+    def __init__(self, estimator: DefocusEstimator, binning: int) -> None:
+        self.estimator, self.binning = estimator, binning
+
+    def focus_map(self, image: Tensor) -> Tensor:
+        """Signed distances (B, 1, H, W), µm, of tiles (B, 3, H, W) in [0, 1]."""
+        small = self.estimator.focus_map(binned(image, self.binning))
+        return unbinned(small, self.binning, image.shape[-2], image.shape[-1], "bilinear")

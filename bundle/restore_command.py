@@ -50,6 +50,7 @@ def restore(
     samples: int = 1,
     revert_untrusted: str = "",
     associated: bool = False,
+    binning: int | None = None,
     **unknown: str,
 ) -> None:
     """Usage: mop restore IMAGE [IMAGE ...] --output DIR [options]
@@ -67,6 +68,8 @@ def restore(
         --seed N             of the noise of P-diffusion (default 0); the same seed gives the same pixels
         --device NAME        cpu (default) or cuda
         --mpp X              µm per pixel, where the file does not say or is wrong; trained at 0.25 and 0.5
+        --binning N          2: restored in 2 x 2 pixels and enlarged, for a camera whose pixels are finer than what its
+                             optics resolve; 1: as it is; default: what the spectra of an image say, 1 for slides
         --skip-in-focus      leave what is in focus untouched
         --overwrite          replace results of earlier runs
         --skip-existing      leave results that are there, whatever made them, and restore the others
@@ -109,7 +112,7 @@ def restore(
         raise UsageError("--report and --no-report exclude each other, both were given.")
     wanted = report or (False if no_report else None)
     wishes = Wishes(mode, mpp, plane, overwrite, compression, quality, subsampling, strict, wanted, trust, samples,
-                    revert_untrusted, associated)  # fmt: skip
+                    revert_untrusted, associated, binning)  # fmt: skip
 
     def check(reader: ImageReader) -> None:
         check_pixel_size(reader, mpp)

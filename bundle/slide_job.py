@@ -53,6 +53,11 @@ class Engine(NamedTuple):
     config: Path
     weights: Path
 
+    def binned_for(self, reader: ImageReader, binning: int | None) -> Engine:
+        """The engine of one image: in `binning`, or as its spectra say."""
+        wanted = self.restorer.binning_of(reader) if binning is None else binning
+        return self if wanted == self.restorer.binning else self._replace(restorer=self.restorer.binned(wanted))
+
 
 class Recipe(NamedTuple):
     """How an engine is built, wherever it is built."""
@@ -92,10 +97,11 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Follow = unf
         RestorationStopped: Ctrl-C; the finished blocks are kept.
     """
     result = job.results[0]
-    restorer = engine.restorer
     with open_image(job.image, wishes.plane) as source:
         reader = source if wishes.strict else MarkingReader(source)
         check_pixel_size(reader, wishes.mpp)
+        engine = engine.binned_for(reader, wishes.binning)
+        restorer = engine.restorer
         mpp = known_mpp(reader, wishes.mpp)
         work = job_of(reader, engine.weights, engine.config, _settings(engine, reader, wishes),
                       follow(HASHING))  # fmt: skip
@@ -172,8 +178,7 @@ def _report(engine: Engine, reader: ImageReader, sink: ImageSink, plan: SlidePla
     restorer = engine.restorer
     grid = restorer.grid(reader)
     plan = plan or plan_all(grid)
-    estimator = restorer.tile_restorer.prompter.estimator
-    seen = survey(reader, sink, grid, plan, restorer.kept_block_px, estimator, restorer.device,
+    seen = survey(reader, sink, grid, plan, restorer.kept_block_px, restorer.estimator, restorer.device,
                   follow(LOOKING_AGAIN))  # fmt: skip
     seconds = seconds | {"survey for this page": time.perf_counter() - started}
     account = Account(sink.path.name, reader.path.name, record.mpp, report.untouched, seconds, record.notes)
@@ -191,10 +196,11 @@ def _pictures(reader: ImageReader, strict: bool) -> dict[str, NDArray[np.uint8]]
 
 def foretell(engine: Engine, job: Job, wishes: Wishes) -> list[str]:
     """What `restore_image` would do: tiles of each kind, minutes and disk, one line each; nothing is written."""
-    restorer = engine.restorer
     with open_image(job.image, wishes.plane) as source:
         reader = source if wishes.strict else MarkingReader(source)
         check_pixel_size(reader, wishes.mpp)
+        engine = engine.binned_for(reader, wishes.binning)
+        restorer = engine.restorer
         known_mpp(reader, wishes.mpp)
         plan = _plan(engine, reader, wishes)
         grid = restorer.grid(reader)
@@ -224,8 +230,8 @@ def _plan(engine: Engine, reader: ImageReader, wishes: Wishes, follow: Follow = 
     if not mode:
         return None
     restorer = engine.restorer
-    estimator = restorer.tile_restorer.prompter.estimator
-    return engine.planner.plan(reader, restorer.grid(reader), mode, estimator, restorer.device, follow(PLANNING))
+    grid = restorer.grid(reader)
+    return engine.planner.plan(reader, grid, mode, restorer.estimator, restorer.device, follow(PLANNING))
 
 
 def _plan_or_picture(engine: Engine, reader: ImageReader, wishes: Wishes, result: Path, follow: Follow
@@ -312,6 +318,7 @@ def _settings(engine: Engine, reader: ImageReader, wishes: Wishes) -> dict[str, 
         "mpp": wishes.mpp or reader.mpp,
         "tile_px": restorer.tile_px,
         "overlap_px": restorer.overlap_px,
+        "binning": restorer.binning,
         "batch": "any" if restorer.device.type == "cpu" else restorer.batch,
         "device": restorer.device.type,
     }

@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections import Counter
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
 from bundle.beside import ReadAhead
 from bundle.conventions import from_uint8
@@ -29,11 +30,14 @@ from bundle.slides.reader import ImageReader
 from bundle.slides.tissue import find_tissue
 from bundle.slides.whole_files import replace_when_done
 
-if TYPE_CHECKING:
-    from bundle.prompts.defocus import DefocusEstimator
-
-
 MODES = ("full", "coarse", "adaptive")
+
+
+class MapsFocus(Protocol):
+    """Whatever tells how far each place of a tile is out of focus: D_φ, on the image's pixels or binned ones."""
+
+    def focus_map(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> signed distances (B, 1, H, W), µm."""
 
 
 class NoTissueError(ValueError):
@@ -104,7 +108,7 @@ class SlidePlanner:
             raise ValueError(f"stride must be positive, got {stride}.")
         self.in_focus_um, self.strong_um, self.hopeless_um, self.stride = in_focus_um, strong_um, hopeless_um, stride
 
-    def plan(self, reader: ImageReader, grid: TileGrid, mode: str, estimator: DefocusEstimator,
+    def plan(self, reader: ImageReader, grid: TileGrid, mode: str, estimator: MapsFocus,
              device: torch.device, progress: Progress | None = None,
              most_probes: int | None = None) -> SlidePlan:  # fmt: skip
         """The plan of a slide.
@@ -153,7 +157,7 @@ class SlidePlanner:
         return probes
 
     def _estimated(self, reader: ImageReader, grid: TileGrid, tissue: NDArray[np.bool_],
-                   probes: list[tuple[int, int]], estimator: DefocusEstimator, device: torch.device,
+                   probes: list[tuple[int, int]], estimator: MapsFocus, device: torch.device,
                    progress: Progress | None) -> NDArray[np.float32]:  # fmt: skip
         """Signed defocus of tissue tiles, µm; NaN elsewhere."""
         probed = np.full(tissue.shape, np.nan, np.float32)

@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bundle.beside import WriteBehind
-from bundle.conventions import to_uint8
+from bundle.conventions import from_uint8, to_uint8
 from bundle.progress import Progress
-from bundle.slide_plan import Kind, SlidePlan, plan_all
+from bundle.restoration import PROBES, BinnedEstimator
+from bundle.slide_plan import Kind, MapsFocus, SlidePlan, plan_all
 from bundle.slides.grid import Box, TileGrid
 from bundle.slides.ledger import FIGURES
 from bundle.slides.reader import ImageReader
@@ -52,6 +53,7 @@ class SlideReport(NamedTuple):
     kinds: dict[Kind, int]  # tiles of each kind
     unreadable: int = 0  # tiles of which parts could not be decoded: copied, the damage is grey
     kept: str = ""  # how many of the source's encoded tiles are in the result as they were, or why none is
+    binning: int = 1  # pixels along a side that were restored as one
 
 
 class RestorationStopped(KeyboardInterrupt):
@@ -82,6 +84,7 @@ class SlideRestorer:
         block_px: side of a block; only memory (about 50 bytes a pixel) and time depend on it: tiles on a block's lower
             edge are restored twice, 10 % of all at 2048 px, 20 % at 1024.
         batch: tiles per call of the network.
+        binning: see `TileRestorer.restore`; tiles and overlap are those of the image's own pixels.
 
     Raises:
         ValueError: a size is out of range.
@@ -94,14 +97,39 @@ class SlideRestorer:
         overlap_px: int = 64,
         block_px: int = 2048,
         batch: int = 1,
+        binning: int = 1,
     ) -> None:
-        if batch < 1 or block_px < 1:
-            raise ValueError(f"batch and block_px must be positive, got {batch} and {block_px}.")
+        if batch < 1 or block_px < 1 or binning < 1:
+            given = f"{batch}, {block_px} and {binning}"
+            raise ValueError(f"batch, block_px and binning must be positive, got {given}.")
         TileGrid(1, 1, tile_px, overlap_px)  # states its rules before any image is opened
         self.tile_restorer, self.batch = tile_restorer, batch
-        self.tile_px, self.overlap_px, self.block_px = tile_px, overlap_px, block_px
+        self.tile_px, self.overlap_px, self.block_px, self.binning = tile_px, overlap_px, block_px, binning
         held = next(itertools.chain(tile_restorer.parameters(), tile_restorer.buffers()), torch.zeros(()))
         self.device = held.device
+
+    def binned(self, binning: int) -> SlideRestorer:
+        """The same for images that are restored in `binning`: the network's tiles stay as large as they were."""
+        share = binning / self.binning
+        return SlideRestorer(self.tile_restorer, round(self.tile_px * share), round(self.overlap_px * share),
+                             self.block_px, self.batch, binning)  # fmt: skip
+
+    def binning_of(self, reader: ImageReader) -> int:
+        """What an image should be restored in, by `PROBES` of its tiles; a slide as it is.
+
+        A scanner's camera fits its optics, and says how many µm a pixel has.
+        """
+        if reader.is_slide:
+            return 1
+        boxes = self.grid(reader).some(PROBES)
+        tiles = (torch.from_numpy(reader.read(*box)).permute(2, 0, 1).contiguous() for box in boxes)
+        return self.tile_restorer.binning_of(from_uint8(tile).to(self.device) for tile in tiles)
+
+    @property
+    def estimator(self) -> MapsFocus:
+        """D_φ as it sees the image's pixels."""
+        estimator = self.tile_restorer.prompter.estimator
+        return estimator if self.binning == 1 else BinnedEstimator(estimator, self.binning)
 
     @property
     def kept_block_px(self) -> int:
@@ -173,6 +201,7 @@ class SlideRestorer:
             time.perf_counter() - started,
             plan.counts(),
             int(unreadable),
+            binning=self.binning,
         )
 
     def runs(self, reader: ImageReader, plan: SlidePlan) -> dict[Kind, int]:
@@ -233,7 +262,7 @@ class SlideRestorer:
         # Mild: P-diffusion has nothing to add. Hopeless: what it adds would be invented.
         network.stop_after = "p_former" if kind in (Kind.MILD, Kind.HOPELESS) else whole
         try:
-            restoration = network.restore(image, location)
+            restoration = network.restore(image, location, self.binning)
         finally:
             network.stop_after = whole
         distances = restoration.defocus_um.tolist()
@@ -250,7 +279,7 @@ class SlideRestorer:
 
     def _run_estimator(self, image: Tensor, location: Tensor, kind: Kind) -> list[TileResult]:
         del location, kind  # the estimator draws no noise and has one way
-        maps = self.tile_restorer.prompter.estimator.focus_map(image).float().cpu()
+        maps = self.estimator.focus_map(image).float().cpu()
         return [TileResult(one.clone(), TileFigures(float(one.mean()), 0.0)) for one in maps]
 
 

@@ -29,6 +29,7 @@ class Wishes(NamedTuple):
     samples: int = 1  # of P-diffusion; several want the trust map
     revert_untrusted: str = ""  # to coarse or input; wants the trust map
     associated: bool = False  # label and macro beside the result: they may show a patient's name
+    binning: int | None = None  # pixels along a side restored as one; None: what the spectra of an image say
 
     @property
     def judges(self) -> bool:

@@ -7,8 +7,9 @@ Writes  runs/<stage>/checkpoint.pt and network.pt after every epoch; models/mode
 
 Stopped at any moment, the same command goes on from the last checkpoint; finished stages are skipped. Hours, steps and
 figures of the shipped weights stand in models/README.md. Anything after `--` goes to every stage, as `-- --seed 3`;
-`spectrum` and `tiles` go on where `defocus` and `p_former` ended and have the same options. `--bands` adds stage 3c
-behind `tiles` (docs/stages.md); its weights want `gain_hidden` of configs/bands.json in configs/inference.json, too.
+`spectrum` and `tiles` go on where `defocus` and `p_former` ended and have the same options, `sampling` has those of
+`defocus`. `--bands` adds stage 3c behind `tiles` (docs/stages.md); its weights want `gain_hidden` of configs/bands.json
+in configs/inference.json, too.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from bundle.training.checkpoints import WEIGHTS
 from bundle.weights import load_weights, save_whole
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("encoder", "defocus", "spectrum", "prompt", "p_former", "tiles", "p_diffusion")
+STAGES = ("encoder", "defocus", "spectrum", "sampling", "prompt", "p_former", "tiles", "p_diffusion")
 # Later parts of a stage's training, as overlays on the first.
-OVERLAYS = {"spectrum": "defocus", "tiles": "p_former", "bands": "p_former"}
+OVERLAYS = {"spectrum": "defocus", "sampling": "defocus", "tiles": "p_former", "bands": "p_former"}
 # glibc keeps large blocks instead of mapping them anew for every layer: see bundle/host.py.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 # Where a stage's network lies in the chain, and in its own file.
 PLACES = {"encoder": ("prompter.encoder", "encoder."), "spectrum": ("prompter.estimator", ""),
-          "prompt": ("prompter.restorer", ""), "tiles": ("p_former", ""), "p_diffusion": ("denoiser", "")}
+          "sampling": ("sampling", ""), "prompt": ("prompter.restorer", ""), "tiles": ("p_former", ""),
+          "p_diffusion": ("denoiser", "")}
 
 
 def train(stage: str, data: Path, runs: Path, extra: list[str]) -> None:

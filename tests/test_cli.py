@@ -55,7 +55,10 @@ class Invert(nn.Module):
         self.prompter = Prompter()
         self.stop_after, self.seed, self.skip_in_focus = "p_diffusion", 0, False
 
-    def restore(self, image, location):
+    def binning_of(self, tiles):
+        return 1
+
+    def restore(self, image, location, binning=1):
         seconds = float(os.environ.get("FAKE_SECONDS_A_TILE", "0"))
         if seconds:
             Path(__file__).with_name("began").touch()
@@ -127,6 +130,15 @@ def test_a_restored_image_keeps_its_name_and_its_size(tmp_path: Path, network: l
     assert out.startswith(f"{name}: 120 x 90 px, ") and "mean |defocus| 1.50 µm" in out and out.count("\n") == 1
     assert "untouched" not in out
     assert len(sentences(err)) == (1 if name == "a.png" else 0)  # a PNG does not say its pixel size
+
+
+@pytest.mark.parametrize("binning", ["1", "2"])
+def test_a_binned_image_says_so(tmp_path: Path, network: list[str], capsys, binning: str) -> None:
+    """Detail is given up: nobody should have to guess it from the pixels."""
+    image, out = save(tmp_path / "a.tif"), tmp_path / "out"
+    assert main(["restore", str(image), "--output", str(out), "--binning", binning, *network]) == 0
+    said = "its camera oversamples: restored in 2 x 2 pixels, --binning 1 takes each"
+    assert (said in capsys.readouterr().out) == (binning == "2")
 
 
 def test_the_good_images_are_restored_and_the_bad_ones_reported(tmp_path: Path, network: list[str], capsys) -> None:
@@ -233,6 +245,7 @@ def test_bad_input_ends_in_one_sentence_and_no_file(tmp_path: Path, capsys, comm
             "--mpp must be a positive number such as 0.25, got 0,25",
         ),
         (["restore", "a.png", "--output", "out", "--mpp", "0"], "--mpp must be a positive number such as 0.25, got 0"),
+        (["restore", "a.png", "--output", "out", "--binning", "3"], "--binning must be 1 or 2, got 3"),
         (["restore", "a.png", "--output", "out", "--batch", "0"], "--batch must be a whole number from 1 on, got 0"),
         (
             ["restore", "a.png", "--output", "out", "--tile-px", "8"],

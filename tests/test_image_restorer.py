@@ -63,6 +63,17 @@ def test_one_line_gives_the_pixels_that_the_command_writes(tmp_path: Path) -> No
     assert np.abs(written.astype(int) - image).max() > 0
 
 
+@pytest.mark.parametrize("binning", [1, 2])
+def test_a_chosen_binning_gives_the_pixels_of_the_command(tmp_path: Path, binning: int) -> None:
+    """In memory tiles and noise must lie where the blocks of a file have them, in binned pixels too."""
+    image = field(150, 203)
+    Image.fromarray(image).save(tmp_path / "field.png")
+    assert main(["restore", str(tmp_path / "field.png"), "--output", str(tmp_path / "out"), "--tile-px", "64",
+                 "--binning", str(binning)]) == 0
+    written = np.asarray(Image.open(tmp_path / "out" / "field.png"))
+    assert np.array_equal(load_restorer(tile_px=64, binning=binning)(image), written)
+
+
 def test_the_shipped_chain_gives_the_same_bits_with_any_batch() -> None:
     """A picture must not depend on how much memory there was for it; before rounding to 8 bits, too."""
     image = (field() / 255).astype(np.float32)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.conventions import CONTRAST, DEFOCUS_UM, IMAGE, LABEL, from_uint8, to_uint8
+from bundle.optics.binning import binned, unbinned
 from bundle.p_diffusion.denoiser import Denoiser
 from bundle.p_diffusion.inferer import ResidualShiftInferer
 from bundle.p_diffusion.schedule import ResidualShiftScheduler
@@ -16,7 +17,7 @@ from bundle.prompts.compact_encoder import CompactEncoder
 from bundle.prompts.defocus import DefocusEstimator
 from bundle.prompts.pathology import PromptRestorer
 from bundle.prompts.prompter import Prompter
-from bundle.restoration import TileRestorer
+from bundle.restoration import BinnedEstimator, TileRestorer
 from bundle.training.batches import BandBatch, PDiffusionBatch, RecordedDefocus
 
 
@@ -121,6 +122,48 @@ def test_a_seed_is_a_result(tiles: Tensor) -> None:
     assert torch.equal(first, network(tiles))
     network.seed = 5
     assert not torch.allclose(first, network(tiles), atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(96, 64), (45, 71), (1, 1)])
+def test_a_binned_tile_is_the_small_tile_restored_and_enlarged(size: tuple[int, int]) -> None:
+    """An oversampled field must get the very pixels that its user would get who resamples it by hand."""
+    network, image, place = restorer(samples=2), torch.rand(1, 3, *size), torch.tensor([[64, 32]])
+    result, small = network.restore(image, place, 2), network.restore(binned(image, 2), place // 2)
+    assert result.binning == 2 and small.binning == 1
+    for name in ("restored", "coarse"):
+        wanted = unbinned(getattr(small, name), 2, *size).clamp(0, 1)
+        assert torch.allclose(getattr(result, name), wanted, atol=1e-6)
+    assert result.spread is not None and result.spread.shape == (1, 1, *size)
+    assert result.focus_map_um.shape == (1, 1, *size) and torch.equal(result.defocus_um, small.defocus_um)
+
+
+@torch.no_grad()
+def test_what_is_in_focus_keeps_its_finest_detail_in_a_binned_tile() -> None:
+    """Binning throws detail away; where nothing is to be restored the pixels must stay as they came."""
+    network, image = restorer(skip_in_focus=True, in_focus_um=1e6), torch.rand(1, 3, 64, 64)
+    assert torch.equal(network.restore(image, None, 2).restored, image)
+
+
+@pytest.mark.parametrize("binning", [0, 3, -1])
+def test_binnings_that_nothing_was_measured_with_are_refused(binning: int) -> None:
+    """A factor of 4 would silently throw nuclei away."""
+    with pytest.raises(ValueError, match="binning must be 1 or 2, got"):
+        restorer().restore(torch.rand(1, 3, 32, 32), None, binning)
+
+
+def test_without_a_reader_no_image_oversamples() -> None:
+    """The paper's chain restores every pixel as it is."""
+    assert restorer().binning_of([torch.rand(3, 64, 64)]) == 1
+
+
+@torch.no_grad()
+def test_the_estimator_of_a_binned_image_sees_what_the_chain_sees() -> None:
+    """Else a slide's plan would go by other distances than its restoration."""
+    network, image = restorer(), torch.rand(1, 3, 256, 128)
+    seen = BinnedEstimator(network.prompter.estimator, 2).focus_map(image)
+    wanted = network.restore(image, None, 2).focus_map_um
+    assert seen.shape == wanted.shape == (1, 1, 256, 128) and float((seen - wanted).abs().mean()) < 0.01
 
 
 def test_what_is_no_batch_of_rgb_tiles_is_refused() -> None:

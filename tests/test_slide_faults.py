@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +47,10 @@ class Darker(nn.Module):
         self.prompter.estimator = Estimator()
         self.stop_after, self.seed, self.skip_in_focus = "p_diffusion", 5, False
 
-    def restore(self, image: Tensor, location: Tensor) -> Result:
+    def binning_of(self, tiles: Iterable[Tensor]) -> int:
+        return 1
+
+    def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Result:
         return Result(image * 0.75, image.mean(dim=(1, 2, 3)))
 
 

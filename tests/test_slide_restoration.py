@@ -4,7 +4,7 @@ and the order.
 
 import gc
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +48,10 @@ class FakeRestorer(nn.Module):
     def change(self, image: Tensor, location: Tensor) -> Tensor:
         return image
 
-    def restore(self, image: Tensor, location: Tensor) -> Result:
+    def binning_of(self, tiles: Iterable[Tensor]) -> int:
+        return 1
+
+    def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Result:
         assert torch.is_inference_mode_enabled() and location.dtype == torch.int64
         self.calls.append((image, location))
         return Result(self.change(image, location), image.mean(dim=(1, 2, 3)) - 1)
@@ -313,7 +316,7 @@ def test_memory_follows_the_block_and_not_the_image() -> None:
     class Counting(FakeRestorer):
         calls_seen = 0
 
-        def restore(self, image: Tensor, location: Tensor) -> Result:
+        def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Result:
             self.calls_seen += 1
             if self.calls_seen % 60 == 1:
                 held.append(sum(t.numel() * t.element_size() for t in gc.get_objects() if type(t) is Tensor))
@@ -326,8 +329,8 @@ def test_memory_follows_the_block_and_not_the_image() -> None:
 @pytest.mark.parametrize(
     ("sizes", "rule"),
     [
-        ({"batch": 0}, "batch and block_px must be positive, got 0"),
-        ({"block_px": 0}, "batch and block_px must be positive"),
+        ({"batch": 0}, "batch, block_px and binning must be positive, got 0"),
+        ({"binning": 0}, "binning must be positive, got 1, 2048 and 0"),
         ({"tile_px": 0}, "tile_px must be positive, got 0"),
         ({"tile_px": 64, "overlap_px": 33}, "got 33"),
     ],

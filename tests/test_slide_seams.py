@@ -3,6 +3,7 @@
 The stand-in network errs as networks do: its brightness wavers from tile to tile, and it draws noise.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,10 @@ class Wavering(nn.Module):
         super().__init__()
         self.noise_per_tile, self.stop_after = noise_per_tile, "p_diffusion"
 
-    def restore(self, image: Tensor, location: Tensor) -> Result:
+    def binning_of(self, tiles: Iterable[Tensor]) -> int:
+        return 1
+
+    def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Result:
         wavers = torch.tensor([0.06 * (-1) ** (row // 48 + col // 48) for row, col in location.tolist()])
         seed = int(location.sum()) if self.noise_per_tile else 0
         noise = noise_at(location, *image.shape[-2:], seed=seed, draw=1)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,10 @@ class Network(nn.Module):
         self.prompter.estimator = Estimator()
         self.stop_after, self.seed, self.skip_in_focus, self.samples = "p_diffusion", 5, False, 1
 
-    def restore(self, image: torch.Tensor, location: torch.Tensor) -> Restoration:
+    def binning_of(self, tiles: Iterable[torch.Tensor]) -> int:
+        return 1
+
+    def restore(self, image: torch.Tensor, location: torch.Tensor, binning: int = 1) -> Restoration:
         noise = noise_at(location, *image.shape[-2:], seed=self.seed, draw=1)
         restored = (0.8 * image + 0.05 * noise).clamp(0, 1)
         focus_map = self.prompter.estimator.focus_map(image)

@@ -15,7 +15,9 @@ from bundle.field_restoration import restore_field
 from bundle.restoration import TileRestorer
 from bundle.weights import load_weights
 
-OPTIONS = ("stop_after", "skip_in_focus", "in_focus_um", "colour_sigma_px", "colour_gamma", "seed")  # of a TileRestorer
+# Of a TileRestorer.
+OPTIONS = ("stop_after", "skip_in_focus", "in_focus_um", "colour_sigma_px", "colour_gamma", "sampling_threshold",
+           "seed")
 
 
 class ChainOnFields:
@@ -29,6 +31,7 @@ class ChainOnFields:
         tile_px: int = 256,
         overlap_px: int = 64,
         batch: int = 1,
+        binning: int | None = None,
     ) -> None:
         """Load the weights.
 
@@ -39,6 +42,7 @@ class ChainOnFields:
             tile_px: side of a tile.
             overlap_px: px shared by neighbours.
             batch: tiles at once; changes the speed only.
+            binning: see `restore_field`.
 
         Raises:
             FileNotFoundError: no such weights.
@@ -47,14 +51,14 @@ class ChainOnFields:
         load_weights(network, weights)
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
-        self.tile_px, self.overlap_px, self.batch = tile_px, overlap_px, batch
+        self.tile_px, self.overlap_px, self.batch, self.binning = tile_px, overlap_px, batch, binning
         self.weights_sha256 = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
         options = {name: getattr(network, name) for name in OPTIONS}
-        self.settings = {"tile_px": tile_px, "overlap_px": overlap_px} | options
+        self.settings = {"tile_px": tile_px, "overlap_px": overlap_px, "binning": binning} | options
 
     def restore(self, image: Tensor) -> dict[str, Tensor]:
         """Both stages over the whole field; without "restored" where the chain stops after the P-former."""
-        result = restore_field(self.network, image, self.tile_px, self.overlap_px, self.batch)
+        result = restore_field(self.network, image, self.tile_px, self.overlap_px, self.batch, self.binning)
         stages = {"coarse": result.coarse, "restored": result.restored}
         if self.network.stop_after == "p_former":
             del stages["restored"]

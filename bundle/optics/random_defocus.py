@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bundle.optics.camera import Camera, record
+from bundle.optics.camera import MOSAICS, Camera, record
 from bundle.optics.contrast import contrast_value
 from bundle.optics.focal_stack import GainTable, defocus, random_relief_um, to_linear, to_srgb
 from bundle.optics.pupil import COARSE_MPP, OPTICS_20X, OPTICS_40X, Optics
@@ -31,6 +31,7 @@ class SimulatedPatches(NamedTuple):
     label: Tensor  # (B, 3, H, W) sRGB [0, 1]
     defocus_um: Tensor  # (B,) signed
     contrast: Tensor  # (B,) [0, 1], NaN where the patch is empty
+    oversampling: Tensor  # (B,) camera pixels along a side of a pixel of the field, from 1
 
 
 class DefocusSimulator:
@@ -50,6 +51,8 @@ class DefocusSimulator:
         chromatic_share: the focal shift of each channel as a share of the one in `Optics`.
         full_well, noise_px, sharpening, jpeg_quality: see `Camera`; full_well is drawn on a logarithmic scale.
         red_blue_noise: of red and of blue, each drawn; see `Camera`.
+        bayer_share: share of the drawn objectives behind which a Bayer camera stands, with either of `MOSAICS`; its
+            noise is smoothed by nothing else. 0 draws nothing.
         thickness_um: depth over which a drawn objective's blur is averaged: of thick specimens.
         oversampling: camera pixels a pixel of the field, behind a drawn objective; below 1 counts as 1. Many cameras
             have finer pixels than their optics resolve.
@@ -73,11 +76,11 @@ class DefocusSimulator:
                  noise_px: Range = (0.0, 0.0), red_blue_noise: Range = (1.0, 1.0), sharpening: Range = (0.0, 0.0),
                  jpeg_quality: Range = (70, 95), standard_share: float = 0.0, thickness_um: Range = (0.0, 0.0),
                  oversampling: Range = (1.0, 1.0), second_layer: Range = (0.0, 0.0), one_focus: float = 0.0,
-                 parallax: Range = (0.0, 0.0), layer_um: float = 0.4) -> None:
+                 parallax: Range = (0.0, 0.0), bayer_share: float = 0.0, layer_um: float = 0.4) -> None:
         self.margin_px, self.reach_um, self.relief_um, self.focus_bias = margin_px, reach_um, relief_um, focus_bias
         self.full_well, self.noise_px, self.sharpening = full_well, noise_px, sharpening
         self.red_blue_noise, self.second_layer = red_blue_noise, second_layer
-        self.one_focus, self.parallax = one_focus, parallax
+        self.one_focus, self.parallax, self.bayer_share = one_focus, parallax, bayer_share
         self.jpeg_quality, self.standard_share, self.oversampling = jpeg_quality, standard_share, oversampling
         generator = torch.Generator().manual_seed(seed)
         reach = reach_um + relief_um[1] + layer_um
@@ -98,8 +101,8 @@ class DefocusSimulator:
     def __call__(self, sharp: Tensor, mpp: Tensor, seeds: Tensor) -> SimulatedPatches:
         """Defocus sharp patches (B, 3, H + 2 margin, W + 2 margin) in [0, 1], mpp (B,), seeds (B,) int64."""
         drawn = [self._defocused(*patch) for patch in zip(sharp, mpp.tolist(), seeds.tolist(), strict=True)]
-        image, clean, label, position, pixel_um = (torch.stack(values) for values in zip(*drawn, strict=True))
-        return SimulatedPatches(image, label, position, contrast_value(clean, label, pixel_um))
+        image, clean, label, position, pixel_um, scale = (torch.stack(values) for values in zip(*drawn, strict=True))
+        return SimulatedPatches(image, label, position, contrast_value(clean, label, pixel_um), scale)
 
     def centre(self, sharp: Tensor) -> Tensor:
         """What is left of patches (..., H, W) without their margin."""
@@ -107,13 +110,14 @@ class DefocusSimulator:
         return sharp[..., margin:sharp.shape[-2] - margin, margin:sharp.shape[-1] - margin]
 
     def _defocused(self, sharp: Tensor, mpp: float, seed: int) -> tuple[Tensor, ...]:
-        """One patch: as recorded, before the camera, sharp; its median signed distance, µm, and µm per pixel."""
+        """One patch: as recorded, before the camera, sharp; its median signed distance, µm per pixel, oversampling."""
         generator = torch.Generator().manual_seed(seed)
         tables = self.tables[int(mpp >= COARSE_MPP)]
         chosen = 1 + int(torch.randint(len(tables) - 1, (), generator=generator))
         standard = _draw((0, 1), generator) < self.standard_share
         table = tables[0 if standard else chosen]
-        scale = math.exp(_draw([math.log(end) for end in self.oversampling], generator))
+        scale = max(1.0, math.exp(_draw([math.log(end) for end in self.oversampling], generator)))
+        scale = 1.0 if standard else scale
         share = _draw((-1, 1), generator)
         position = self.reach_um * abs(share) ** self.focus_bias * (1 if share > 0 else -1)
         amplitude = _draw(self.relief_um, generator)
@@ -133,10 +137,10 @@ class DefocusSimulator:
             sharp = to_srgb(layered(light, seen, other_share))
             blurred = layered(blurred, other_blurred, other_share)
         clean, label = self.centre(to_srgb(blurred)), self.centre(sharp)
-        if not standard and scale > 1:
+        if scale > 1:
             clean, label, mpp = enlarged(clean, scale), enlarged(label, scale), mpp / scale
         if not standard and self.parallax[1] > 0:
-            shift_px = _draw(self.parallax, generator) * abs(position) * max(scale, 1.0)
+            shift_px = _draw(self.parallax, generator) * abs(position) * scale
             label = shifted(label, shift_px, generator) if shift_px > 0 else label
         camera = Camera(full_well=math.exp(_draw([math.log(end) for end in self.full_well], generator)),
                         noise_px=_draw(self.noise_px, generator),
@@ -145,8 +149,11 @@ class DefocusSimulator:
                         sharpening=_draw(self.sharpening, generator),
                         jpeg_quality=round(_draw(self.jpeg_quality, generator)),
                         chroma_subsampling=_draw((0, 1), generator) < 0.5)
-        pixel_um = torch.tensor(mpp, dtype=torch.float32, device=sharp.device)
-        return record(clean, camera, generator), clean, label, self.centre(distance).median(), pixel_um
+        if not standard and self.bayer_share > 0 and _draw((0, 1), generator) < self.bayer_share:
+            mosaic = list(MOSAICS)[int(torch.randint(len(MOSAICS), (), generator=generator))]
+            camera = camera._replace(noise_px=0.0, mosaic=mosaic)
+        of_patch = torch.tensor([mpp, scale], dtype=torch.float32, device=sharp.device)
+        return record(clean, camera, generator), clean, label, self.centre(distance).median(), *of_patch
 
 
 def layered(first: Tensor, second: Tensor, share: float) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,11 +21,8 @@ from scipy import ndimage
 
 from bundle.conventions import from_uint8
 from bundle.progress import Progress
-from bundle.slide_plan import COPIED, Kind, SlidePlan
+from bundle.slide_plan import COPIED, Kind, MapsFocus, SlidePlan
 from bundle.slides.grid import Box, TileGrid
-
-if TYPE_CHECKING:
-    from bundle.prompts.defocus import DefocusEstimator
 
 THUMBNAIL_PX = 900  # longer side
 CELL_PX = 64  # side of the squares whose change is measured
@@ -59,7 +56,7 @@ class Survey(NamedTuple):
 
 
 def survey(source: Source, made: Readable, grid: TileGrid, plan: SlidePlan, block_px: int,
-           estimator: DefocusEstimator, device: torch.device,
+           estimator: MapsFocus, device: torch.device,
            progress: Progress | None = None) -> Survey:  # fmt: skip
     """Look over a finished restoration.
 
@@ -125,7 +122,7 @@ def _probes(tissue: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def _estimated(image: Readable, grid: TileGrid, probes: list[tuple[int, int]], tissue: NDArray[np.bool_],
-               estimator: DefocusEstimator, device: torch.device, note: Callable[[], None]) -> NDArray[np.float32]:
+               estimator: MapsFocus, device: torch.device, note: Callable[[], None]) -> NDArray[np.float32]:
     known = np.full(tissue.shape, np.nan, np.float32)
     for i, j in probes:
         pixels = image.read(grid.rows[i], grid.cols[j], grid.tile_height, grid.tile_width)

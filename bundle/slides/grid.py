@@ -102,6 +102,13 @@ class TileGrid:
             raise ValueError(f"a tile must be one of the grid's, got {tuple(tile)}.")
         return row, col
 
+    def some(self, most: int) -> list[Box]:
+        """At most so many tiles, evenly among all in reading order."""
+        count = min(most, len(self))
+        chosen = (k * (len(self) - 1) // max(1, count - 1) for k in range(count))
+        places = (divmod(k, len(self.cols)) for k in chosen)
+        return [Box(self.rows[row], self.cols[col], self.tile_height, self.tile_width) for row, col in places]
+
     def tiles_of(self, block: Box) -> list[Box]:
         """Every tile that touches `block`, row by row.
 

@@ -19,6 +19,7 @@ from bundle.p_former.bands import BandGains
 from bundle.p_former.network import PFormer
 from bundle.prompts.defocus import DefocusEstimator
 from bundle.prompts.prompter import Prompter
+from bundle.prompts.sampling import SamplingReader
 
 Prepared = tuple[Any, Any, tuple, dict]
 Network = TypeVar("Network", bound=nn.Module)
@@ -33,7 +34,7 @@ class RecordedDefocus:
                         for key in (IMAGE, LABEL))
         defocus_um, contrast = (torch.as_tensor(batch[key]).to(device=device, dtype=torch.float32)
                                 for key in (DEFOCUS_UM, CONTRAST))
-        return SimulatedPatches(image, label, defocus_um, contrast)
+        return SimulatedPatches(image, label, defocus_um, contrast, torch.ones_like(defocus_um))
 
     def centre(self, sharp: Tensor) -> Tensor:
         """The patches as they are: nothing was blurred here, so there is no margin to cut off."""
@@ -108,6 +109,20 @@ class SeenBatch:
         drawn = pairs_of(self.simulate, batchdata, device)
         features, spectra = self.estimator.to(device).seen(drawn.image)
         return features, torch.stack([drawn.defocus_um, drawn.contrast], 1), (spectra,), {}
+
+
+class SamplingBatch:
+    """Stage 1c: spectra of a patch -> log2 of its oversampling. A scanner's recorded patches have none."""
+
+    def __init__(self, simulate: Source, sampling: SamplingReader) -> None:
+        self.simulate, self.sampling = simulate, sampling
+
+    @torch.no_grad()
+    def __call__(self, batchdata: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False,
+                 **kwargs: Any) -> Prepared:
+        """Inputs (B, 6 K), targets (B, 1)."""
+        drawn = pairs_of(self.simulate, batchdata, device)
+        return self.sampling.to(device).seen(drawn.image), drawn.oversampling.log2()[:, None], (), {}
 
 
 class EncoderBatch:

@@ -50,6 +50,23 @@ class BandLoss(nn.Module):
         return (errors.mean((1, 2, 3)).clamp(min=0) + self.floor).log().mean()
 
 
+class QuantileLoss(nn.Module):
+    """Learns what the truth falls below in a share of the cases, `quantile`, instead of its mean (Koenker and Bassett
+    1978): below 0.5 it errs on the low side, the more so the less is known.
+    """
+
+    def __init__(self, quantile: float) -> None:
+        super().__init__()
+        if not 0 < quantile < 1:
+            raise ValueError(f"quantile must lie between 0 and 1, got {quantile}.")
+        self.quantile = quantile
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Scalar from two tensors of one shape."""
+        missing = target - prediction
+        return torch.maximum(self.quantile * missing, (self.quantile - 1) * missing).mean()
+
+
 class MaskedAutoencoder(nn.Module):
     """Trains a `CompactEncoder` without labels: hides most patches and predicts their pixels (He et al. 2022).
 

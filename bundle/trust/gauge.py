@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bundle.optics.binning import binned, unbinned
 from bundle.optics.camera import smoothed
 from bundle.optics.focal_stack import GainTable, defocus, to_linear, to_srgb
 from bundle.optics.pupil import standard_optics
@@ -90,18 +91,21 @@ class TrustGauge:
             image: (B, 3, H, W), [0, 1].
             restoration: of them.
         """
-        restored, coarse = restoration.restored, restoration.coarse
-        reblur = torch.cat([self._reblur(*one) for one in zip(image, restored, restoration.focus_map_um, strict=True)])
+        whole, binning = image, restoration.binning
+        # The signs are told in the pixels that were restored: blur and edges are as wide there as in the table.
+        image, restored, coarse, focus_map_um = (
+            binned(x, binning) for x in (image, restoration.restored, restoration.coarse, restoration.focus_map_um))
+        reblur = torch.cat([self._reblur(*one) for one in zip(image, restored, focus_map_um, strict=True)])
         spread = torch.zeros_like(reblur)
         if restoration.spread is not None:
-            spread = smoothed(restoration.spread.square(), WINDOW_PX).clamp(min=0).sqrt()
+            spread = smoothed(binned(restoration.spread, binning).square(), WINDOW_PX).clamp(min=0).sqrt()
         edges = unsupported_edges(image, restored, coarse, restoration.contrast)
-        signs = torch.cat([reblur, spread, edges], 1)
-        share = torch.zeros_like(reblur)
+        signs = unbinned(torch.cat([reblur, spread, edges], 1), binning, whole.shape[-2], whole.shape[-1], "bilinear")
+        restored, share = restoration.restored, torch.zeros_like(signs[:, :1])
         if self.fallback:
             # A ramp of a quarter of the limit: a hard line between sharp and blurred pixels would be an edge too.
             share = ((self.doubt(signs)[:, None] / self.limit - 1) / 0.25).clamp(0, 1)
-            restored = restored + share * ((coarse if self.fallback == "coarse" else image) - restored)
+            restored = restored + share * ((restoration.coarse if self.fallback == "coarse" else whole) - restored)
         return Judgement(restored, torch.cat([signs, share], 1))
 
     def doubt(self, signs: Tensor) -> Tensor:

@@ -94,12 +94,13 @@ class RestoreTask(InferTask):
         try:
             wishes = wishes_of(request)
             with open_image(request["image"]) as reader:
-                region = read_region(reader, wishes.region)
+                region, binning = read_region(reader, wishes.region), 1 if reader.is_slide else None
             started = time.monotonic()
             with self._alone:
                 restorer = self._ready()
                 network = restorer.network
                 network.stop_after, network.seed, network.skip_in_focus = wishes[:3]
+                restorer.binning = binning  # a scanner's camera fits its optics
                 result = restorer.restore(region)
         except (ValueError, OSError) as error:
             raise HTTPException(400, sentence(error)) from error

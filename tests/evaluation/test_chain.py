@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ class Mirror(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
         self.stop_after, self.skip_in_focus, self.seed = "p_diffusion", False, 4
-        self.in_focus_um, self.colour_sigma_px, self.colour_gamma = 0.4, 16.0, None
+        self.in_focus_um, self.colour_sigma_px, self.colour_gamma, self.sampling_threshold = 0.4, 16.0, None, 0.5
         self.locations: list[list[int]] = []
         self.prompter = SimpleNamespace(
             estimator=lambda tiles: SimpleNamespace(
@@ -30,7 +31,10 @@ class Mirror(nn.Module):
             restorer=lambda tokens, prompt: tokens + 0.1,
         )
 
-    def restore(self, image: Tensor, location: Tensor) -> Restoration:
+    def binning_of(self, tiles: Iterable[Tensor]) -> int:
+        return 1
+
+    def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Restoration:
         self.locations += location.tolist()
         flat = torch.zeros(len(image))
         return Restoration(1 - image, image * self.scale, image[:, :1], flat, flat, {})
@@ -66,7 +70,7 @@ def test_the_options_of_the_network_are_part_of_the_settings(tmp_path: Path) -> 
     """Records of another seed or colour rule must not be taken for this network's."""
     assert chain(tmp_path, overlap_px=20).settings == {
         "tile_px": 64, "overlap_px": 20, "stop_after": "p_diffusion", "skip_in_focus": False, "in_focus_um": 0.4,
-        "colour_sigma_px": 16.0, "colour_gamma": None, "seed": 4,
+        "colour_sigma_px": 16.0, "colour_gamma": None, "sampling_threshold": 0.5, "binning": None, "seed": 4,
     }
 
 

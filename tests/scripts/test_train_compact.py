@@ -18,7 +18,7 @@ from bundle.p_former.bands import BandGains
 from bundle.weights import save_whole
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("encoder", "defocus", "prompt", "p_former", "p_diffusion")  # spectrum and tiles share two of these options
+STAGES = ("encoder", "defocus", "prompt", "p_former", "p_diffusion")  # the overlays share two of these options
 
 
 def fields(folder: Path) -> Path:
@@ -57,6 +57,14 @@ def test_the_p_former_ends_with_patches_as_large_as_the_tiles_that_it_restores()
     assert tiles["patch_px"] == inference["tile_px"]
 
 
+def test_the_reader_of_oversampling_is_trained_at_the_size_that_is_restored_with() -> None:
+    """Weights of another size would not load, after an hour of simulating."""
+    sampling, inference = (json.loads((ROOT / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+                           for name in ("sampling", "inference"))  # fmt: skip
+    for name in ("sampling_hidden", "sampling_frequencies"):
+        assert sampling[name] == inference[name]
+
+
 def test_band_gains_are_trained_behind_the_last_p_former_and_stand_in_the_weights(
         script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """P-diffusion must learn behind the gains it will stand behind, and nothing that was trained may be left out."""
@@ -84,7 +92,7 @@ def test_band_gains_are_trained_behind_the_last_p_former_and_stand_in_the_weight
     assert not any("--band_weights" in command for command in commands[:-1])
     made = torch.load(tmp_path / "model.pt", weights_only=True)
     assert torch.equal(made["bands.reader.last.weight"], bands.reader.last.weight.half())
-    assert {name.split(".")[0] for name in made} == {"prompter", "p_former", "bands", "denoiser"}
+    assert {name.split(".")[0] for name in made} == {"prompter", "p_former", "bands", "denoiser", "sampling"}
 
 
 @pytest.mark.slow
@@ -99,13 +107,14 @@ def test_one_command_trains_every_stage_and_makes_the_weights(tmp_path: Path) ->
     assert ended.returncode == 0, ended.stderr[-2000:]
     network = load_tile_restorer(CONFIG, target)
     trained = {part: torch.load(tmp_path / "runs" / stage / "network.pt", weights_only=True)
-               for stage, part in (("tiles", "p_former"), ("spectrum", "prompter.estimator"))}  # fmt: skip
+               for stage, part in (("tiles", "p_former"), ("spectrum", "prompter.estimator"),
+                                   ("sampling", "sampling"))}  # fmt: skip
     for part, state in trained.items():
         held = network.get_submodule(part).state_dict()
         assert all(torch.equal(held[name], value.half().to(held[name]) if value.is_floating_point() else value)
                    for name, value in state.items()), part  # fmt: skip
     made = [(path, path.stat().st_mtime_ns) for path in sorted((tmp_path / "runs").rglob("network.pt"))]
-    assert len(made) == len(STAGES) + 2
+    assert len(made) == len(STAGES) + 3
     # The same line again: finished stages stay as they are.
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
     assert [(path, path.stat().st_mtime_ns) for path, _ in made] == made

@@ -7,7 +7,13 @@ import torch
 
 from bundle.prompts.compact_encoder import CompactEncoder
 from bundle.prompts.defocus import DefocusEstimate
-from bundle.training.objectives import DefocusLoss, MaskedAutoencoder, RestorationLoss, TextureDistance
+from bundle.training.objectives import (
+    DefocusLoss,
+    MaskedAutoencoder,
+    QuantileLoss,
+    RestorationLoss,
+    TextureDistance,
+)
 
 
 def test_equation_1_counts_contrast_only_where_it_is_defined() -> None:
@@ -96,3 +102,12 @@ def test_the_psnr_loss_weighs_patches_in_decibels() -> None:
     for error in (0.1, 0.4):
         gain = float(loss(truth + error, truth) - loss(truth + error / 2, truth))
         assert gain == pytest.approx(0.0602, abs=5e-4)
+
+
+def test_the_quantile_loss_is_least_at_the_quantile() -> None:
+    """With the sign turned the reader would see oversampling everywhere in doubt, and throw detail away."""
+    truths = torch.linspace(0, 1, 101)
+    losses = [float(QuantileLoss(0.3)(torch.full_like(truths, guess), truths)) for guess in (0.1, 0.2, 0.3, 0.4, 0.7)]
+    assert min(losses) == losses[2]
+    with pytest.raises(ValueError, match="quantile must lie between 0 and 1, got 1"):
+        QuantileLoss(1.0)
