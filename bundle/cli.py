@@ -103,7 +103,7 @@ def focus(
                     if reader.is_slide:
                         _focus_slide(engine, reader, job, mpp, overwrite, probes, of_image)
                     else:
-                        _focus_one(engine.restorer, reader, job, mpp, overwrite, of_image)
+                        _focus_one(engine.binned_for(reader, None).restorer, reader, job, mpp, overwrite, of_image)
     tally.finish()
 
 

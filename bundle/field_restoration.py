@@ -115,7 +115,7 @@ class SaveFields:
             with replace_when_done(self.output_dir / f"{name}_focus_um.tiff", overwrite=True) as file:
                 tifffile.imwrite(file, field.focus_map_um[0].numpy())
             with replace_when_done(self.output_dir / f"{name}_timings.json", overwrite=True) as file:
-                file.write(json.dumps(field.seconds, indent=2).encode())
+                file.write(json.dumps(field.seconds | {"binning": field.binning}, indent=2).encode())
 
 
 def image_records(folder: str | Path) -> list[dict[str, str]]:

@@ -35,6 +35,7 @@ class RestoredPicture(NamedTuple, Generic[Picture]):
     restored: Picture
     coarse: Picture  # after the P-former
     focus_map_um: NDArray[np.float32] | Tensor  # signed; (H, W), or (..., 1, H, W) where the picture is a tensor
+    binning: tuple[int, ...]  # of each picture
 
 
 class ImageRestorer:
@@ -74,7 +75,8 @@ class ImageRestorer:
         pixels = _as_batch(image)  # (B, 3, H, W), [0, 1], on the CPU
         options = (self.tile_px, self.tile_px // 4, self.batch, self.binning)
         fields = [restore_field(self.network, one, *options) for one in pixels]
-        return RestoredPicture(_like(image, fields, "restored"), _like(image, fields, "coarse"), _focus(image, fields))
+        parts = _like(image, fields, "restored"), _like(image, fields, "coarse"), _focus(image, fields)
+        return RestoredPicture(*parts, tuple(field.binning for field in fields))
 
 
 def load_restorer(*, device: str = "cpu", seed: int = 0, stop_after: str = "p_diffusion", skip_in_focus: bool = False,

@@ -71,7 +71,8 @@ def test_a_chosen_binning_gives_the_pixels_of_the_command(tmp_path: Path, binnin
     assert main(["restore", str(tmp_path / "field.png"), "--output", str(tmp_path / "out"), "--tile-px", "64",
                  "--binning", str(binning)]) == 0
     written = np.asarray(Image.open(tmp_path / "out" / "field.png"))
-    assert np.array_equal(load_restorer(tile_px=64, binning=binning)(image), written)
+    result = load_restorer(tile_px=64, binning=binning).restore(image)
+    assert np.array_equal(result.restored, written) and result.binning == (binning,)
 
 
 def test_the_shipped_chain_gives_the_same_bits_with_any_batch() -> None:

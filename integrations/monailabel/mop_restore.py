@@ -107,7 +107,7 @@ class RestoreTask(InferTask):
         said = {"width": region.shape[1], "height": region.shape[0], "location": wishes.region.location,
                 "level": wishes.region.level, "seconds": round(time.monotonic() - started, 3),
                 "mean_defocus_um": float(np.abs(np.asarray(result.focus_map_um)).mean()),
-                "weights_sha256": self._digest}
+                "binning": result.binning[0], "weights_sha256": self._digest}
         return write_result(result.restored, wishes.suffix), said
 
     def _ready(self) -> ImageRestorer:
