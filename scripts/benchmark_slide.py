@@ -162,7 +162,7 @@ class Unchanged(nn.Module):
         self.prompter.estimator = self.Estimator()
         self.stop_after, self.seed, self.skip_in_focus = "p_diffusion", 0, False
 
-    def restore(self, image: Tensor, location: Tensor) -> Result:
+    def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Result:
         return self.Result(image, torch.zeros(len(image)))
 
 

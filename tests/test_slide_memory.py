@@ -38,7 +38,7 @@ class Darker(nn.Module):
         self.prompter.estimator = nn.Identity()
         self.stop_after, self.seed, self.skip_in_focus = "p_diffusion", 0, False
 
-    def restore(self, image, location):
+    def restore(self, image, location, binning=1):
         return Result(image * 0.75, image.mean(dim=(1, 2, 3)))
 
 def encoded(pixels):
