@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bundle.optics.binning import binned, unbinned
 from bundle.slide_plan import Kind, SlidePlan
 from bundle.slide_restoration import FOCUS_MAP_SIDE_PX, RestorationStopped, SlideRestorer
 from bundle.slides.grid import Box, TileGrid
@@ -140,6 +141,48 @@ def test_the_pixels_do_not_depend_on_block_or_batch(network: type[FakeRestorer],
     expected = restored(network(), pixels)
     assert (expected != pixels).any()
     np.testing.assert_array_equal(restored(network(), pixels, block_px=block_px, batch=batch), expected)
+
+
+class Binned(NoiseByLocation):
+    """Restores in the binning that it is told, as the chain does."""
+
+    def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Result:
+        small = super().restore(binned(image, binning), location // binning)
+        return small._replace(restored=unbinned(small.restored, binning, *image.shape[-2:]).clamp(0, 1))
+
+
+@pytest.mark.parametrize("block_px", [64, 130])
+def test_binned_pixels_do_not_depend_on_the_block_and_have_no_seams(block_px: int) -> None:
+    """Tiles that begin between two pairs of pixels would bin others than their neighbours do."""
+    pixels = field(224, 352)
+    whole = restored(Binned(), pixels, tile_px=352, overlap_px=0, binning=2)
+    tiled = restored(Binned(), pixels, binning=2)
+    np.testing.assert_array_equal(restored(Binned(), pixels, block_px=block_px, binning=2), tiled)
+    off = np.abs(tiled.astype(int) - whole)
+    assert off.mean() < 0.5 < np.abs(restored(Binned(), pixels).astype(int) - whole).mean()
+
+
+def test_the_network_sees_tiles_of_its_size_in_binned_pixels() -> None:
+    """Attention and gates pool over a tile: half as much tissue is not what they have learned on."""
+    plain = SlideRestorer(FakeRestorer(), 64, 16, 300, 3)
+    twice = plain.binned(2)
+    assert (twice.tile_px, twice.overlap_px, twice.block_px, twice.batch, twice.binning) == (128, 32, 300, 3, 2)
+    assert twice.binned(1).tile_px == 64 and plain.estimator is plain.tile_restorer.prompter.estimator
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.allclose(twice.estimator.focus_map(image).mean(), plain.estimator.focus_map(image).mean(), atol=1e-4)
+
+
+def test_a_slide_is_never_binned_by_itself() -> None:
+    """A scanner's camera fits its optics, whatever one blurred slide looks like."""
+    class Oversampled(FakeRestorer):
+        def binning_of(self, tiles: Iterable[Tensor]) -> int:
+            assert all(tile.shape == (3, 64, 64) and float(tile.max()) <= 1 for tile in tiles)
+            return 2
+
+    restorer, reader = SlideRestorer(Oversampled(), 64, 16), MemoryReader(field())
+    assert restorer.binning_of(reader) == 2
+    reader.is_slide = True
+    assert restorer.binning_of(reader) == 1
 
 
 def test_noise_tied_to_the_image_passes_the_seams_unharmed() -> None:
