@@ -25,7 +25,7 @@ from torch.nn import functional
 from bundle.beside import WriteBehind
 from bundle.conventions import from_uint8, to_uint8
 from bundle.progress import Progress
-from bundle.restoration import PROBES, BinnedEstimator
+from bundle.restoration import PROBES, BinnedEstimator, check_binning
 from bundle.slide_plan import Kind, MapsFocus, SlidePlan, plan_all
 from bundle.slides.grid import Box, TileGrid
 from bundle.slides.ledger import FIGURES
@@ -99,9 +99,9 @@ class SlideRestorer:
         batch: int = 1,
         binning: int = 1,
     ) -> None:
-        if batch < 1 or block_px < 1 or binning < 1:
-            given = f"{batch}, {block_px} and {binning}"
-            raise ValueError(f"batch, block_px and binning must be positive, got {given}.")
+        if batch < 1 or block_px < 1:
+            raise ValueError(f"batch and block_px must be positive, got {batch} and {block_px}.")
+        check_binning(binning)
         TileGrid(1, 1, tile_px, overlap_px)  # states its rules before any image is opened
         self.tile_restorer, self.batch = tile_restorer, batch
         self.tile_px, self.overlap_px, self.block_px, self.binning = tile_px, overlap_px, block_px, binning

@@ -137,7 +137,7 @@ def test_a_binned_image_says_so(tmp_path: Path, network: list[str], capsys, binn
     """Detail is given up: nobody should have to guess it from the pixels."""
     image, out = save(tmp_path / "a.tif"), tmp_path / "out"
     assert main(["restore", str(image), "--output", str(out), "--binning", binning, *network]) == 0
-    said = "its camera oversamples: restored in 2 x 2 pixels, --binning 1 takes each"
+    said = "restored in 2 x 2 pixels as of a camera that oversamples (--binning 1: each pixel)"
     assert (said in capsys.readouterr().out) == (binning == "2")
 
 

@@ -372,8 +372,9 @@ def test_memory_follows_the_block_and_not_the_image() -> None:
 @pytest.mark.parametrize(
     ("sizes", "rule"),
     [
-        ({"batch": 0}, "batch, block_px and binning must be positive, got 0"),
-        ({"binning": 0}, "binning must be positive, got 1, 2048 and 0"),
+        ({"batch": 0}, "batch and block_px must be positive, got 0"),
+        ({"block_px": 0}, "batch and block_px must be positive"),
+        ({"binning": 0}, "binning must be 1 or 2, got 0"),
         ({"tile_px": 0}, "tile_px must be positive, got 0"),
         ({"tile_px": 64, "overlap_px": 33}, "got 33"),
     ],
