@@ -48,7 +48,7 @@ def restore_field(network: TileRestorer, image: Tensor, tile_px: int = 256, over
         tile_px: side of a tile.
         overlap_px: px shared by neighbours.
         batch: tiles at once; changes the speed only.
-        binning: see `TileRestorer.restore`; None takes what the image's spectra say.
+        binning: see `TileRestorer.restore`; None takes what the image itself says.
     """
     grid = TileGrid(image.shape[-2], image.shape[-1], tile_px, overlap_px)
     device = next(network.parameters()).device

@@ -45,7 +45,7 @@ class ImageRestorer:
         network: the chain, on its device and with its options set.
         tile_px: side of a tile.
         batch: tiles at once.
-        binning: see `TileRestorer.restore`; None takes what each picture's spectra say.
+        binning: see `TileRestorer.restore`; None takes what each picture itself says.
 
     Raises:
         ValueError: `tile_px`, `batch` or `binning` is out of range.
@@ -93,7 +93,7 @@ def load_restorer(*, device: str = "cpu", seed: int = 0, stop_after: str = "p_di
         config: another configs/inference.json. A config may run code: use those you trust.
         tile_px: side of a tile.
         batch: tiles at once; on a CPU 1 is as fast as any.
-        binning: 2 for a camera that oversamples, 1 for one that does not; None takes what each picture's spectra say.
+        binning: 2 for a camera that oversamples, 1 for one that does not; None takes what each picture itself says.
 
     Raises:
         FileNotFoundError: config or weights are missing.

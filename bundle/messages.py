@@ -60,7 +60,7 @@ def result_line(name: str, report: SlideReport, sparing: bool) -> str:
     skipped = f", {report.untouched:.0%} untouched" if sparing else ""
     size = f"{report.width} x {report.height} px, {report.seconds:.1f} s"
     seen = "" if math.isnan(report.mean_defocus_um) else f", mean |defocus| {report.mean_defocus_um:.2f} µm"
-    as_of = "restored in 2 x 2 pixels as of a camera that oversamples (--binning 1: each pixel)"
+    as_of = "restored at several sizes of pixels as of a camera that oversamples (--binning 1: at one)"
     binned = f", {as_of}" if report.binning > 1 else ""
     return f"{name}: {size}{seen}{skipped}{binned}"
 

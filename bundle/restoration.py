@@ -3,7 +3,7 @@
     image       defocused tile                              (B, 3, H, W), [0, 1]
     coarse      what the P-former makes of it               (B, 3, H, W), [0, 1]
     restored    what leaves the chain                       (B, 3, H, W), [0, 1]
-    binning     pixels along a side that are restored as one, 1 or 2; 2 where a camera oversamples
+    binning     1, or 2 where a camera oversamples: then pixels of several sizes are restored, and averaged
     location    (row, col) of the tile's upper left pixel   (B, 2) int64; fixes its noise
 
 Any size goes: tiles are padded by reflection to a multiple of the networks' strides and cropped again.
@@ -36,7 +36,7 @@ PROBES = 36  # tiles of an image that are looked at to choose one, at most
 
 
 def check_binning(binning: int | None) -> None:
-    """Refuse a binning that nothing was measured with; None: the image's spectra say it.
+    """Refuse a binning that nothing was measured with; None: the image itself says it.
 
     Raises:
         ValueError: not 1 or 2.
@@ -58,6 +58,15 @@ class Restoration(NamedTuple):
     binning: int = 1  # it was restored in
 
 
+class _Pass(NamedTuple):
+    """What the chain makes of pixels of one size, on the pixels of the image."""
+
+    images: list[Tensor]  # coarse, then P-diffusion's samples, (B, 3, H, W) each
+    focus_map_um: Tensor  # (B, 1, H, W)
+    prompts: PromptMixture
+    seconds: dict[str, float]
+
+
 class TileRestorer(nn.Module):
     """MoP on tiles.
 
@@ -70,30 +79,41 @@ class TileRestorer(nn.Module):
         skip_in_focus: leave pixels untouched where the focus map says that they are in focus.
         in_focus_um: below this distance a pixel is in focus; from twice this on it is fully restored.
         colour_sigma_px, colour_gamma: see `keep_colours`.
+        binned_colour_gamma: in the place of `colour_gamma` where an image is binned: no scanner writes such files, so
+            their tone curve is not known.
         seed: of P-diffusion's noise.
         bands: the last step of the coarse stage; None leaves the P-former's result as it is.
         sampling: tells whether an image oversamples; None: no image does.
-        sampling_threshold: see `binning_of`.
+        sampling_threshold, doubtful_um: see `binning_of`.
+        binned_sizes: pixels along a side that are restored as one where an image is binned, each for itself; the result
+            is the mean. What one size takes for detail and the others do not is mostly none.
         samples: of P-diffusion, with the seeds from `seed` on; the first is the result, all together give `spread`.
     """
 
     def __init__(self, prompter: Prompter, p_former: PFormer, denoiser: Denoiser, inferer: ResidualShiftInferer,
                  stop_after: str = "p_diffusion", skip_in_focus: bool = False, in_focus_um: float = 0.4,
-                 colour_sigma_px: float = 16.0, colour_gamma: float | None = None, seed: int = 0, samples: int = 1,
+                 colour_sigma_px: float = 16.0, colour_gamma: float | None = None,
+                 binned_colour_gamma: float | None = None, seed: int = 0, samples: int = 1,
                  bands: BandGains | None = None, sampling: SamplingReader | None = None,
-                 sampling_threshold: float = 0.25) -> None:
+                 sampling_threshold: float = 0.25, doubtful_um: float = 1.5,
+                 binned_sizes: Sequence[int] = (1, 2, 4)) -> None:
         super().__init__()
         if stop_after not in STAGES:
             raise ValueError(f"stop_after must be one of {STAGES}, got {stop_after!r}.")
         if samples < 1:
             raise ValueError(f"samples must be positive, got {samples}.")
-        if colour_gamma is not None and colour_gamma <= 0:
-            raise ValueError(f"colour_gamma must be positive, got {colour_gamma}.")
+        for name, gamma in (("colour_gamma", colour_gamma), ("binned_colour_gamma", binned_colour_gamma)):
+            if gamma is not None and gamma <= 0:
+                raise ValueError(f"{name} must be positive, got {gamma}.")
+        if BINNINGS[-1] not in binned_sizes or min(binned_sizes) < 1:
+            raise ValueError(f"binned_sizes must be positive and hold {BINNINGS[-1]}, got {tuple(binned_sizes)}.")
         self.prompter, self.p_former, self.bands, self.denoiser = prompter, p_former, bands, denoiser
         self.inferer, self.scheduler = inferer, inferer.scheduler
-        self.sampling, self.sampling_threshold = sampling, sampling_threshold
+        self.sampling, self.sampling_threshold, self.doubtful_um = sampling, sampling_threshold, doubtful_um
+        self.binned_sizes = tuple(binned_sizes)
         self.stop_after, self.skip_in_focus, self.in_focus_um = stop_after, skip_in_focus, in_focus_um
-        self.colour_sigma_px, self.colour_gamma, self.seed, self.samples = colour_sigma_px, colour_gamma, seed, samples
+        self.colour_sigma_px, self.seed, self.samples = colour_sigma_px, seed, samples
+        self.colour_gamma, self.binned_colour_gamma = colour_gamma, binned_colour_gamma
         self.stride = max(p_former.stride, denoiser.stride, prompter.estimator.stride)
 
     def forward(self, image: Tensor, location: Tensor | None = None) -> Tensor:
@@ -102,7 +122,9 @@ class TileRestorer(nn.Module):
 
     def binning_of(self, tiles: Iterable[Tensor]) -> int:
         """In which binning an image should be restored that has these tiles, each (3, h, w) in [0, 1]."""
-        return 1 if self.sampling is None else binning_of(self.sampling, tiles, self.sampling_threshold)
+        if self.sampling is None:
+            return 1
+        return binning_of(self.sampling, self.prompter.estimator, tiles, self.sampling_threshold, self.doubtful_um)
 
     def restore(self, image: Tensor, location: Tensor | None = None, binning: int = 1) -> Restoration:
         """Restore tiles and keep what was learned on the way.
@@ -113,7 +135,7 @@ class TileRestorer(nn.Module):
         Args:
             image: (B, 3, H, W), [0, 1], any size.
             location: (B, 2) int64; None places every tile at (0, 0).
-            binning: what is finer than this many pixels is neither looked at nor kept.
+            binning: 2 restores pixels of `binned_sizes`; prompts and focus map are those of 2 x 2 pixels.
 
         Raises:
             ValueError: `image` is no batch of RGB tiles, or `binning` is not 1 or 2.
@@ -129,31 +151,42 @@ class TileRestorer(nn.Module):
 
     def restore_together(self, image: Tensor, location: Tensor, binning: int = 1) -> Restoration:
         """`restore` of all tiles in one pass on any device, as exported graphs want it."""
-        small = binned(image, binning)
+        sizes = self.binned_sizes if binning > 1 else (1,)
+        gamma = self.colour_gamma if binning == 1 else self.binned_colour_gamma
+        passes = [self._pass(image, location, size, gamma) for size in sizes]
+        told = passes[sizes.index(binning)]
+        images = zip(*(one.images for one in passes), strict=True)
+        coarse, *drawn = (torch.stack(of_sizes).mean(0) for of_sizes in images)
+        focus_map = told.focus_map_um
+        if self.skip_in_focus:
+            coarse, *drawn = (self._sparing(image, x, focus_map) for x in (coarse, *drawn))
+        spread = None if len(drawn) < 2 else torch.stack(drawn).std(0).square().mean(1, keepdim=True).sqrt()
+        seconds = {stage: sum(one.seconds[stage] for one in passes) for stage in told.seconds}
+        return Restoration(drawn[0] if drawn else coarse, coarse, focus_map, told.prompts.defocus_um,
+                           told.prompts.contrast, seconds, spread, binning)  # fmt: skip
+
+    def _pass(self, image: Tensor, location: Tensor, size: int, gamma: float | None) -> _Pass:
+        """The chain over `image` with `size` x `size` pixels taken together, back on its pixels."""
+        small = binned(image, size)
         height, width = small.shape[-2:]
         padded = self._padded(small)
         started = time.perf_counter()
         prompts = self.prompter(padded)
         focus_map = self.prompter.estimator.map_of(prompts.defocus, padded.shape[-2:])
         prompted = time.perf_counter()
-        coarse = self._coarse(padded, prompts)
+        coarse = self._coarse(padded, prompts, gamma)
         formed = time.perf_counter()
-        drawn = [coarse]
+        images = [coarse]
         if self.stop_after == "p_diffusion":
-            seeds = range(self.seed, self.seed + self.samples)
-            places = location // binning
-            sampled = (self.inferer.sample(coarse, self.denoiser, prompts, places, seed) for seed in seeds)
-            drawn = [self._fine(padded, coarse, sample) for sample in sampled]
+            for seed in range(self.seed, self.seed + self.samples):
+                sample = self.inferer.sample(coarse, self.denoiser, prompts, location // size, seed)
+                images.append(self._fine(padded, coarse, sample, gamma))
         diffused = time.perf_counter()
-        coarse, focus_map, *drawn = (unbinned(x[..., :height, :width], binning, *image.shape[-2:])
-                                     for x in (coarse, focus_map, *drawn))
-        if binning > 1:  # cubic interpolation overshoots
-            coarse, *drawn = (x.clamp(0, 1) for x in (coarse, *drawn))
-        if self.skip_in_focus:
-            coarse, *drawn = (self._sparing(image, x, focus_map) for x in (coarse, *drawn))
-        spread = None if len(drawn) < 2 else torch.stack(drawn).std(0).square().mean(1, keepdim=True).sqrt()
+        focus_map, *images = (unbinned(x[..., :height, :width], size, *image.shape[-2:]) for x in (focus_map, *images))
+        if size > 1:  # cubic interpolation overshoots
+            images = [x.clamp(0, 1) for x in images]
         seconds = {"prompts": prompted - started, "p_former": formed - prompted, "p_diffusion": diffused - formed}
-        return Restoration(drawn[0], coarse, focus_map, prompts.defocus_um, prompts.contrast, seconds, spread, binning)
+        return _Pass(images, focus_map, prompts, seconds)
 
     def restore_given(self, image: Tensor, noise: Sequence[Tensor]) -> Tensor:
         """The chain as one expression, for exported graphs: nothing is padded, drawn or skipped.
@@ -163,16 +196,18 @@ class TileRestorer(nn.Module):
             noise: P-diffusion's draws, T of (B, 3, H, W); none stops after the P-former.
         """
         if not noise and self.bands is None:  # then P_P is all that a graph has to carry
-            return self._with_colours_of(image, self.p_former(image, self.prompter.pathology(image)))
+            coarse = self.p_former(image, self.prompter.pathology(image))
+            return keep_colours(image, coarse, self.colour_sigma_px, self.colour_gamma)
         prompts = self.prompter(image)
-        coarse = self._coarse(image, prompts)
+        coarse = self._coarse(image, prompts, self.colour_gamma)
         if not noise:
             return coarse
-        return self._fine(image, coarse, self.inferer.sample_with(coarse, self.denoiser, prompts, noise))
+        sample = self.inferer.sample_with(coarse, self.denoiser, prompts, noise)
+        return self._fine(image, coarse, sample, self.colour_gamma)
 
-    def _coarse(self, image: Tensor, prompts: PromptMixture) -> Tensor:
+    def _coarse(self, image: Tensor, prompts: PromptMixture, gamma: float | None) -> Tensor:
         """The coarse stage: P-former, colours, bands; no band holds anything of a place's colour."""
-        coarse = self._with_colours_of(image, self.p_former(image, prompts.pathology))
+        coarse = keep_colours(image, self.p_former(image, prompts.pathology), self.colour_sigma_px, gamma)
         return coarse if self.bands is None else self.bands(image, coarse, prompts.defocus).clamp(0, 1)
 
     def _padded(self, image: Tensor) -> Tensor:
@@ -186,13 +221,9 @@ class TileRestorer(nn.Module):
             image = image.index_select(axis, position)
         return image
 
-    def _with_colours_of(self, image: Tensor, result: Tensor) -> Tensor:
-        """`keep_colours` as it is set here."""
-        return keep_colours(image, result, self.colour_sigma_px, self.colour_gamma)
-
-    def _fine(self, image: Tensor, coarse: Tensor, sample: Tensor) -> Tensor:
+    def _fine(self, image: Tensor, coarse: Tensor, sample: Tensor, gamma: float | None) -> Tensor:
         """P-diffusion's `sample` in the input's colours; with bands in those of the coarse image."""
-        return self._with_colours_of(image if self.bands is None else coarse, sample)
+        return keep_colours(image if self.bands is None else coarse, sample, self.colour_sigma_px, gamma)
 
     def _sparing(self, image: Tensor, result: Tensor, focus_map: Tensor) -> Tensor:
         """`result` where the tissue is out of focus, the very pixels of `image` where it is in focus."""

@@ -68,8 +68,8 @@ def restore(
         --seed N             of the noise of P-diffusion (default 0); the same seed gives the same pixels
         --device NAME        cpu (default) or cuda
         --mpp X              µm per pixel, where the file does not say or is wrong; trained at 0.25 and 0.5
-        --binning N          2: restored in 2 x 2 pixels and enlarged, for a camera whose pixels are finer than what its
-                             optics resolve; 1: as it is; default: what the spectra of an image say, 1 for slides
+        --binning N          2: restored at several sizes of pixels, averaged, for a camera whose pixels are finer than
+                             what its optics resolve; 1: as it is; default: what an image itself says, 1 for slides
         --skip-in-focus      leave what is in focus untouched
         --overwrite          replace results of earlier runs
         --skip-existing      leave results that are there, whatever made them, and restore the others

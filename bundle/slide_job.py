@@ -54,7 +54,7 @@ class Engine(NamedTuple):
     weights: Path
 
     def binned_for(self, reader: ImageReader, binning: int | None) -> Engine:
-        """The engine of one image: in `binning`, or as its spectra say."""
+        """The engine of one image: in `binning`, or as it says itself."""
         wanted = self.restorer.binning_of(reader) if binning is None else binning
         return self if wanted == self.restorer.binning else self._replace(restorer=self.restorer.binned(wanted))
 

@@ -53,7 +53,7 @@ class SlideReport(NamedTuple):
     kinds: dict[Kind, int]  # tiles of each kind
     unreadable: int = 0  # tiles of which parts could not be decoded: copied, the damage is grey
     kept: str = ""  # how many of the source's encoded tiles are in the result as they were, or why none is
-    binning: int = 1  # pixels along a side that were restored as one
+    binning: int = 1  # 2: restored as of a camera that oversamples
 
 
 class RestorationStopped(KeyboardInterrupt):

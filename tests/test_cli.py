@@ -137,7 +137,7 @@ def test_a_binned_image_says_so(tmp_path: Path, network: list[str], capsys, binn
     """Detail is given up: nobody should have to guess it from the pixels."""
     image, out = save(tmp_path / "a.tif"), tmp_path / "out"
     assert main(["restore", str(image), "--output", str(out), "--binning", binning, *network]) == 0
-    said = "restored in 2 x 2 pixels as of a camera that oversamples (--binning 1: each pixel)"
+    said = "restored at several sizes of pixels as of a camera that oversamples (--binning 1: at one)"
     assert (said in capsys.readouterr().out) == (binning == "2")
 
 

@@ -101,8 +101,22 @@ def test_colours_are_kept_in_values_to_the_power_that_is_asked_for(tiles: Tensor
         result = network(tiles[:1])
         wanted = tiles[:1].pow(gamma).mean((2, 3)).pow(1 / gamma)
         assert torch.allclose(result.mean((2, 3)), wanted, atol=0.01)
-    with pytest.raises(ValueError, match="colour_gamma must be positive, got 0"):
-        restorer(colour_gamma=0.0)
+    for name in ("colour_gamma", "binned_colour_gamma"):
+        with pytest.raises(ValueError, match=f"^{name} must be positive, got 0"):
+            restorer(**{name: 0.0})
+
+
+@torch.no_grad()
+def test_binned_images_have_a_power_of_their_own() -> None:
+    """No scanner wrote them: a scanner's curve need not hold there, and nowhere else is anything changed."""
+    network = restorer(colour_gamma=2.2, binned_colour_gamma=1.0, colour_sigma_px=256.0)
+    network.p_former.register_forward_hook(lambda _, inputs, output: torch.full_like(output, 0.5))
+    half_dark = torch.full((1, 3, 128, 128), 0.9)
+    half_dark[..., :64] = 0.1
+    for binning, mean in ((1, ((0.9**2.2 + 0.1**2.2) / 2) ** (1 / 2.2)), (2, 0.5)):
+        result = network.restore(half_dark, binning=binning)
+        assert result.coarse.mean() == pytest.approx(mean, abs=0.01)
+        assert result.restored.mean() == pytest.approx(mean, abs=0.03)
 
 
 @torch.no_grad()
@@ -128,7 +142,8 @@ def test_a_seed_is_a_result(tiles: Tensor) -> None:
 @pytest.mark.parametrize("size", [(96, 64), (45, 71), (1, 1)])
 def test_a_binned_tile_is_the_small_tile_restored_and_enlarged(size: tuple[int, int]) -> None:
     """An oversampled field must get the very pixels that its user would get who resamples it by hand."""
-    network, image, place = restorer(samples=2), torch.rand(1, 3, *size), torch.tensor([[64, 32]])
+    network, image = restorer(samples=2, binned_sizes=(2,)), torch.rand(1, 3, *size)
+    place = torch.tensor([[64, 32]])
     result, small = network.restore(image, place, 2), network.restore(binned(image, 2), place // 2)
     assert result.binning == 2 and small.binning == 1
     for name in ("restored", "coarse"):
@@ -136,6 +151,22 @@ def test_a_binned_tile_is_the_small_tile_restored_and_enlarged(size: tuple[int, 
         assert torch.allclose(getattr(result, name), wanted, atol=1e-6)
     assert result.spread is not None and result.spread.shape == (1, 1, *size)
     assert result.focus_map_um.shape == (1, 1, *size) and torch.equal(result.defocus_um, small.defocus_um)
+
+
+@torch.no_grad()
+def test_sizes_of_pixels_are_restored_each_for_itself_and_averaged() -> None:
+    """What the P-former takes for detail at one size only is mostly none; prompts are told by 2 x 2 pixels."""
+    image, place = torch.rand(1, 3, 70, 64), torch.tensor([[64, 32]])
+    result = restorer(samples=2).restore(image, place, 2)
+    each = {size: restorer(samples=2).restore(binned(image, size), place // size) for size in (1, 2, 4)}
+    for name in ("restored", "coarse"):
+        parts = [unbinned(getattr(one, name), size, 70, 64).clamp(0, 1) for size, one in each.items()]
+        assert torch.allclose(getattr(result, name), torch.stack(parts).mean(0), atol=1e-6)
+    assert torch.equal(result.defocus_um, each[2].defocus_um)
+    assert result.spread is not None and result.spread.shape == (1, 1, 70, 64)
+    for sizes in ((1, 4), (0, 2), ()):
+        with pytest.raises(ValueError, match="binned_sizes must be positive and hold 2, got"):
+            restorer(binned_sizes=sizes)
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ from bundle.restoration import TileRestorer
 from bundle.weights import load_weights
 
 # Of a TileRestorer.
-OPTIONS = ("stop_after", "skip_in_focus", "in_focus_um", "colour_sigma_px", "colour_gamma", "sampling_threshold",
-           "seed")
+OPTIONS = ("stop_after", "skip_in_focus", "in_focus_um", "colour_sigma_px", "colour_gamma", "binned_colour_gamma",
+           "sampling_threshold", "doubtful_um", "binned_sizes", "seed")
 
 
 class ChainOnFields:
