@@ -54,7 +54,7 @@ def restore_field(network: TileRestorer, image: Tensor, tile_px: int = 256, over
     device = next(network.parameters()).device
     if binning is None:
         binning = network.binning_of(image[:, *box.within(grid.image)].to(device) for box in grid.some(PROBES))
-    if binning > 1:  # the network's tiles stay as large as they were
+    if binning > 1:  # so 2 x 2 pixels fill the network's tiles as before
         grid = TileGrid(image.shape[-2], image.shape[-1], tile_px * binning, overlap_px * binning)
     blends = {"restored": BlockBlend(grid, grid.image), "coarse": BlockBlend(grid, grid.image),
               "focus_map_um": BlockBlend(grid, grid.image, 1)}

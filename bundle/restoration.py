@@ -79,12 +79,12 @@ class TileRestorer(nn.Module):
         skip_in_focus: leave pixels untouched where the focus map says that they are in focus.
         in_focus_um: below this distance a pixel is in focus; from twice this on it is fully restored.
         colour_sigma_px, colour_gamma: see `keep_colours`.
-        binned_colour_gamma: in the place of `colour_gamma` where an image is binned: no scanner writes such files, so
-            their tone curve is not known.
+        binned_colour_gamma: in the place of `colour_gamma` where an image is binned: mostly a microscope's camera
+            wrote it, whose tone curve is not known.
         seed: of P-diffusion's noise.
         bands: the last step of the coarse stage; None leaves the P-former's result as it is.
         sampling: tells whether an image oversamples; None: no image does.
-        sampling_threshold, doubtful_um: see `binning_of`.
+        sampling_threshold: see `binning_of`.
         binned_sizes: pixels along a side that are restored as one where an image is binned, each for itself; the result
             is the mean. What one size takes for detail and the others do not is mostly none.
         samples: of P-diffusion, with the seeds from `seed` on; the first is the result, all together give `spread`.
@@ -93,9 +93,9 @@ class TileRestorer(nn.Module):
     def __init__(self, prompter: Prompter, p_former: PFormer, denoiser: Denoiser, inferer: ResidualShiftInferer,
                  stop_after: str = "p_diffusion", skip_in_focus: bool = False, in_focus_um: float = 0.4,
                  colour_sigma_px: float = 16.0, colour_gamma: float | None = None,
-                 binned_colour_gamma: float | None = None, seed: int = 0, samples: int = 1,
+                 binned_colour_gamma: float | None = 1.0, seed: int = 0, samples: int = 1,
                  bands: BandGains | None = None, sampling: SamplingReader | None = None,
-                 sampling_threshold: float = 0.25, doubtful_um: float = 1.5,
+                 sampling_threshold: float = 0.25,
                  binned_sizes: Sequence[int] = (1, 2, 4)) -> None:
         super().__init__()
         if stop_after not in STAGES:
@@ -109,7 +109,7 @@ class TileRestorer(nn.Module):
             raise ValueError(f"binned_sizes must be positive and hold {BINNINGS[-1]}, got {tuple(binned_sizes)}.")
         self.prompter, self.p_former, self.bands, self.denoiser = prompter, p_former, bands, denoiser
         self.inferer, self.scheduler = inferer, inferer.scheduler
-        self.sampling, self.sampling_threshold, self.doubtful_um = sampling, sampling_threshold, doubtful_um
+        self.sampling, self.sampling_threshold = sampling, sampling_threshold
         self.binned_sizes = tuple(binned_sizes)
         self.stop_after, self.skip_in_focus, self.in_focus_um = stop_after, skip_in_focus, in_focus_um
         self.colour_sigma_px, self.seed, self.samples = colour_sigma_px, seed, samples
@@ -122,9 +122,7 @@ class TileRestorer(nn.Module):
 
     def binning_of(self, tiles: Iterable[Tensor]) -> int:
         """In which binning an image should be restored that has these tiles, each (3, h, w) in [0, 1]."""
-        if self.sampling is None:
-            return 1
-        return binning_of(self.sampling, self.prompter.estimator, tiles, self.sampling_threshold, self.doubtful_um)
+        return 1 if self.sampling is None else binning_of(self.sampling, tiles, self.sampling_threshold)
 
     def restore(self, image: Tensor, location: Tensor | None = None, binning: int = 1) -> Restoration:
         """Restore tiles and keep what was learned on the way.
@@ -160,7 +158,10 @@ class TileRestorer(nn.Module):
         focus_map = told.focus_map_um
         if self.skip_in_focus:
             coarse, *drawn = (self._sparing(image, x, focus_map) for x in (coarse, *drawn))
-        spread = None if len(drawn) < 2 else torch.stack(drawn).std(0).square().mean(1, keepdim=True).sqrt()
+        spread = None
+        if len(drawn) > 1:  # of one size: averaging sizes makes samples alike, but no place surer
+            variances = [torch.stack(one.images[1:]).var(0).mean(1, keepdim=True) for one in passes]
+            spread = torch.stack(variances).mean(0).sqrt()
         seconds = {stage: sum(one.seconds[stage] for one in passes) for stage in told.seconds}
         return Restoration(drawn[0] if drawn else coarse, coarse, focus_map, told.prompts.defocus_um,
                            told.prompts.contrast, seconds, spread, binning)  # fmt: skip

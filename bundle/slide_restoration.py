@@ -109,7 +109,7 @@ class SlideRestorer:
         self.device = held.device
 
     def binned(self, binning: int) -> SlideRestorer:
-        """The same for images that are restored in `binning`: the network's tiles stay as large as they were."""
+        """The same for images that are restored in `binning`: 2 x 2 pixels fill the network's tiles as before."""
         share = binning / self.binning
         return SlideRestorer(self.tile_restorer, round(self.tile_px * share), round(self.overlap_px * share),
                              self.block_px, self.batch, binning)  # fmt: skip

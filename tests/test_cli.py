@@ -134,7 +134,7 @@ def test_a_restored_image_keeps_its_name_and_its_size(tmp_path: Path, network: l
 
 @pytest.mark.parametrize("binning", ["1", "2"])
 def test_a_binned_image_says_so(tmp_path: Path, network: list[str], capsys, binning: str) -> None:
-    """Detail is given up: nobody should have to guess it from the pixels."""
+    """Detail that one size alone shows is doubted: nobody should have to guess it from the pixels."""
     image, out = save(tmp_path / "a.tif"), tmp_path / "out"
     assert main(["restore", str(image), "--output", str(out), "--binning", binning, *network]) == 0
     said = "restored at several sizes of pixels as of a camera that oversamples (--binning 1: at one)"

@@ -141,8 +141,8 @@ def test_a_seed_is_a_result(tiles: Tensor) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(96, 64), (45, 71), (1, 1)])
 def test_a_binned_tile_is_the_small_tile_restored_and_enlarged(size: tuple[int, int]) -> None:
-    """An oversampled field must get the very pixels that its user would get who resamples it by hand."""
-    network, image = restorer(samples=2, binned_sizes=(2,)), torch.rand(1, 3, *size)
+    """Where one size is asked for, its user must get the very pixels of a field that was resampled by hand."""
+    network, image = restorer(samples=2, binned_sizes=(2,), binned_colour_gamma=None), torch.rand(1, 3, *size)
     place = torch.tensor([[64, 32]])
     result, small = network.restore(image, place, 2), network.restore(binned(image, 2), place // 2)
     assert result.binning == 2 and small.binning == 1
@@ -154,16 +154,20 @@ def test_a_binned_tile_is_the_small_tile_restored_and_enlarged(size: tuple[int, 
 
 
 @torch.no_grad()
-def test_sizes_of_pixels_are_restored_each_for_itself_and_averaged() -> None:
+@pytest.mark.parametrize("size", [(96, 64), (45, 71), (3, 50), (1, 1)])
+def test_sizes_of_pixels_are_restored_each_for_itself_and_averaged(size: tuple[int, int]) -> None:
     """What the P-former takes for detail at one size only is mostly none; prompts are told by 2 x 2 pixels."""
-    image, place = torch.rand(1, 3, 70, 64), torch.tensor([[64, 32]])
-    result = restorer(samples=2).restore(image, place, 2)
-    each = {size: restorer(samples=2).restore(binned(image, size), place // size) for size in (1, 2, 4)}
+    image, place = torch.rand(1, 3, *size), torch.tensor([[64, 32]])
+    result = restorer(samples=2, binned_colour_gamma=None).restore(image, place, 2)
+    each = {b: restorer(samples=2).restore(binned(image, b), place // b) for b in (1, 2, 4)}
     for name in ("restored", "coarse"):
-        parts = [unbinned(getattr(one, name), size, 70, 64).clamp(0, 1) for size, one in each.items()]
+        parts = [unbinned(getattr(one, name), b, *size).clamp(0, 1) for b, one in each.items()]
         assert torch.allclose(getattr(result, name), torch.stack(parts).mean(0), atol=1e-6)
     assert torch.equal(result.defocus_um, each[2].defocus_um)
-    assert result.spread is not None and result.spread.shape == (1, 1, 70, 64)
+    assert result.spread is not None and result.spread.shape == (1, 1, *size)
+    if size == (96, 64):  # averaging sizes must not make a place look surer than it is
+        spreads = [float(one.spread.square().mean()) for one in each.values() if one.spread is not None]
+        assert float(result.spread.square().mean()) > 0.7 * sum(spreads) / 3
     for sizes in ((1, 4), (0, 2), ()):
         with pytest.raises(ValueError, match="binned_sizes must be positive and hold 2, got"):
             restorer(binned_sizes=sizes)
@@ -178,7 +182,7 @@ def test_what_is_in_focus_keeps_its_finest_detail_in_a_binned_tile() -> None:
 
 @pytest.mark.parametrize("binning", [0, 3, -1])
 def test_binnings_that_nothing_was_measured_with_are_refused(binning: int) -> None:
-    """A factor of 4 would silently throw nuclei away."""
+    """Another factor would silently throw nuclei away."""
     with pytest.raises(ValueError, match="binning must be 1 or 2, got"):
         restorer().restore(torch.rand(1, 3, 32, 32), None, binning)
 

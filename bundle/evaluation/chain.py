@@ -17,7 +17,7 @@ from bundle.weights import load_weights
 
 # Of a TileRestorer.
 OPTIONS = ("stop_after", "skip_in_focus", "in_focus_um", "colour_sigma_px", "colour_gamma", "binned_colour_gamma",
-           "sampling_threshold", "doubtful_um", "binned_sizes", "seed")
+           "sampling_threshold", "binned_sizes", "seed")
 
 
 class ChainOnFields:

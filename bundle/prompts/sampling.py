@@ -5,7 +5,6 @@
                   or less where it is in doubt
     fine detail   coherence of green with red and blue beyond what pixels of     (B,)
                   twice the size hold: tissue has it, a sensor's noise has none
-    distance      from focus, as the estimator reads it as if the pixels fitted       (B,)
     binning       of a whole image, 1 or 2: what `TileRestorer` restores it in
 
 Blur, too, takes away fine detail; but it leaves the zeros and the signs of its transfer function, and differs between
@@ -19,7 +18,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from bundle.prompts.defocus import DefocusEstimator
 from bundle.prompts.spectrum import PAIRS, SELVES, LocalSpectrum
 
 NO_DETAIL = 0.1  # coherence below which there is none; that of noise is 0.05 at most in tiles of 256 px
@@ -59,34 +57,20 @@ class SamplingReader(nn.Module):
 
 
 @torch.inference_mode()
-def binning_of(reader: SamplingReader, estimator: DefocusEstimator, tiles: Iterable[Tensor], threshold: float,
-               doubtful_um: float) -> int:
-    """2 where none of an image's tiles has fine detail to lose and its camera oversamples, else 1.
-
-    It oversamples where its spectra say so, or where its tissue lies nearer to focus than where blur takes all fine
-    detail: then its pixels must be too fine to hold any.
+def binning_of(reader: SamplingReader, tiles: Iterable[Tensor], threshold: float) -> int:
+    """2 where an image oversamples and none of its tiles has fine detail to lose, else 1.
 
     Args:
         reader: of one tile.
-        estimator: of a tile's distance from focus.
-        tiles: some of the image's, each (3, h, w) in [0, 1]; a tile counts as much as it has contrast.
+        tiles: some of the image's, each (3, h, w) in [0, 1]; a tile's reading counts as much as it has contrast.
         threshold: of the mean reading, log2 of the oversampling.
-        doubtful_um: of the mean distance; without fine detail, less than this is not to be believed. 0: spectra alone.
     """
-    seen, readings, weights = [], [], []
+    readings, weights = 0.0, 0.0
     for tile in tiles:
         reading, detail = (float(value) for value in reader(tile[None]))
         if detail > NO_DETAIL:
             return 1
-        seen.append(tile)
-        readings.append(reading)
-        weights.append(float(tile.var((-2, -1)).mean()))
-    if not sum(weights) > 0:
-        return 1
-
-    def mean(values: list[float]) -> float:
-        return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
-
-    if mean(readings) > threshold:
-        return 2
-    return 2 if mean([abs(float(estimator(tile[None]).defocus_um)) for tile in seen]) < doubtful_um else 1
+        weight = float(tile.var((-2, -1)).mean())
+        readings += weight * reading
+        weights += weight
+    return 2 if readings > threshold * weights else 1

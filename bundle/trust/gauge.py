@@ -92,7 +92,7 @@ class TrustGauge:
             restoration: of them.
         """
         whole, binning = image, restoration.binning
-        # The signs are told in the pixels that were restored: blur and edges are as wide there as in the table.
+        # The signs are told in 2 x 2 pixels where an image is binned: blur and edges are as wide there as in the table.
         image, restored, coarse, focus_map_um = (
             binned(x, binning) for x in (image, restoration.restored, restoration.coarse, restoration.focus_map_um))
         reblur = torch.cat([self._reblur(*one) for one in zip(image, restored, focus_map_um, strict=True)])

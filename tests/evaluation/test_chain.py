@@ -22,7 +22,7 @@ class Mirror(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
         self.stop_after, self.skip_in_focus, self.seed = "p_diffusion", False, 4
         self.in_focus_um, self.colour_sigma_px, self.sampling_threshold = 0.4, 16.0, 0.5
-        self.colour_gamma, self.binned_colour_gamma, self.doubtful_um, self.binned_sizes = None, 1.0, 1.5, (1, 2, 4)
+        self.colour_gamma, self.binned_colour_gamma, self.binned_sizes = None, 1.0, (1, 2, 4)
         self.locations: list[list[int]] = []
         self.prompter = SimpleNamespace(
             estimator=lambda tiles: SimpleNamespace(
@@ -72,7 +72,7 @@ def test_the_options_of_the_network_are_part_of_the_settings(tmp_path: Path) -> 
     assert chain(tmp_path, overlap_px=20).settings == {
         "tile_px": 64, "overlap_px": 20, "stop_after": "p_diffusion", "skip_in_focus": False, "in_focus_um": 0.4,
         "colour_sigma_px": 16.0, "colour_gamma": None, "binned_colour_gamma": 1.0, "sampling_threshold": 0.5,
-        "doubtful_um": 1.5, "binned_sizes": (1, 2, 4), "binning": None, "seed": 4,
+        "binned_sizes": (1, 2, 4), "binning": None, "seed": 4,
     }
 
 

@@ -13,7 +13,6 @@ from bundle.loading import load_tile_restorer
 from bundle.optics.camera import Camera, record
 from bundle.optics.focal_stack import GainTable, simulate_plane
 from bundle.optics.pupil import OPTICS_40X
-from bundle.prompts.defocus import DefocusEstimate, DefocusEstimator
 from bundle.prompts.sampling import SamplingReader, binning_of
 
 
@@ -22,20 +21,6 @@ class Reads(SamplingReader):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         return image.mean((1, 2, 3)), super().forward(image)[1]
-
-
-class Told(DefocusEstimator):
-    """Reads the same distance off every tile, µm."""
-
-    def __init__(self, distance_um: float) -> None:
-        super().__init__((1, 1, 1, 1), (4, 4, 4, 4))
-        self.distance_um = distance_um
-
-    def forward(self, image: Tensor) -> DefocusEstimate:
-        return super().forward(image)._replace(defocus_um=torch.full((len(image),), self.distance_um))
-
-
-FAR = Told(-4.0).eval()
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +35,10 @@ def test_tiles_count_by_their_contrast() -> None:
     tissue = 0.6 + 0.2 * torch.rand(3, 64, 64, generator=generator)
     glass = 0.1 + 0.001 * torch.rand(3, 64, 64, generator=generator)
     reader = Reads(34, 8).eval()
-    assert binning_of(reader, FAR, [tissue, glass, glass, glass], 0.3, 1.5) == 2
-    assert binning_of(reader, FAR, [glass, glass], 0.3, 1.5) == 1
-    assert binning_of(reader, FAR, [torch.full((3, 64, 64), 0.9)], 0.3, 1.5) == 1  # nothing to read
-    assert binning_of(reader, FAR, [], 0.3, 1.5) == 1
+    assert binning_of(reader, [tissue, glass, glass, glass], 0.3) == 2
+    assert binning_of(reader, [glass, glass], 0.3) == 1
+    assert binning_of(reader, [torch.full((3, 64, 64), 0.9)], 0.3) == 1  # nothing to read
+    assert binning_of(reader, [], 0.3) == 1
 
 
 def test_fine_detail_that_the_colours_share_forbids_binning() -> None:
@@ -63,24 +48,10 @@ def test_fine_detail_that_the_colours_share_forbids_binning() -> None:
     tissue = 0.6 + 0.1 * torch.randn(1, 256, 256, generator=generator).expand(3, 256, 256)
     reader = Reads(36, 8).eval()
     assert float(reader(noise[None])[1]) < 0.05 < 0.95 < float(reader(tissue[None])[1])
-    assert binning_of(reader, FAR, [noise, noise], 0.3, 1.5) == 2
-    assert binning_of(reader, FAR, [noise, noise, tissue], 0.3, 1.5) == 1
+    assert binning_of(reader, [noise, noise], 0.3) == 2
+    assert binning_of(reader, [noise, noise, tissue], 0.3) == 1
     with pytest.raises(ValueError, match="frequencies must be more than 32, got 32"):
         SamplingReader(32)
-
-
-def test_no_fine_detail_near_focus_means_that_the_camera_oversamples() -> None:
-    """So little detail at so small a distance: a camera whose pixels fit its optics would still see some."""
-    generator = torch.Generator().manual_seed(0)
-    noise = 0.1 + 0.03 * torch.randn(3, 256, 256, generator=generator)  # read as no oversampling
-    tissue = 0.6 + 0.1 * torch.randn(1, 256, 256, generator=generator).expand(3, 256, 256)
-    reader = Reads(36, 8).eval()
-    for distance_um, tiles, wanted in ((-4.0, [noise], 1), (-1.0, [noise], 2), (1.4, [noise] * 3, 2), (1.6, [noise], 1),
-                                       (0.0, [noise, tissue], 1)):  # fmt: skip
-        assert binning_of(reader, Told(distance_um).eval(), tiles, 0.3, 1.5) == wanted
-    assert binning_of(reader, Told(0.2).eval(), [noise], 0.3, 0.0) == 1  # the spectra alone
-    blank = torch.full((3, 64, 64), 0.9)
-    assert binning_of(reader, Told(0.2).eval(), [blank], 0.3, 1.5) == binning_of(reader, FAR, [blank], 0.3, 1.5) == 1
 
 
 def test_what_is_read_does_not_depend_on_the_size() -> None:
