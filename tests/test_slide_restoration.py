@@ -144,16 +144,18 @@ def test_the_pixels_do_not_depend_on_block_or_batch(network: type[FakeRestorer],
 
 
 class Binned(NoiseByLocation):
-    """Restores in the binning that it is told, as the chain does."""
+    """Restores at the sizes of pixels of the binning that it is told, as the chain does."""
 
     def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Result:
-        small = super().restore(binned(image, binning), location // binning)
-        return small._replace(restored=unbinned(small.restored, binning, *image.shape[-2:]).clamp(0, 1))
+        sizes = (1,) if binning == 1 else (1, 2, 4)
+        each = [super(Binned, self).restore(binned(image, size), location // size) for size in sizes]
+        parts = [unbinned(one.restored, size, *image.shape[-2:]) for size, one in zip(sizes, each, strict=True)]
+        return each[0]._replace(restored=torch.stack(parts).clamp(0, 1).mean(0))
 
 
 @pytest.mark.parametrize("block_px", [64, 130])
 def test_binned_pixels_do_not_depend_on_the_block_and_have_no_seams(block_px: int) -> None:
-    """Tiles that begin between two pairs of pixels would bin others than their neighbours do."""
+    """Tiles that begin inside the pixels that are taken together would bin others than their neighbours do."""
     pixels = field(224, 352)
     whole = restored(Binned(), pixels, tile_px=352, overlap_px=0, binning=2)
     tiled = restored(Binned(), pixels, binning=2)

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 
 from bundle.training.batches import RecordedDefocus
+from tests.training.conftest import ROOT, StageWorkflow
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = [f"configs/{name}.json" for name in ("train_defocus", "smoke", "spectrum")]
 
 
-def test_the_reader_learns_and_the_backbone_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reader_learns_and_the_backbone_stays(tmp_path: Path, stage_workflow: StageWorkflow) -> None:
     """Kept features are those of one backbone; if it moved too, every later epoch would learn on old ones."""
-    monkeypatch.chdir(ROOT)
-    workflow = ConfigWorkflow(
-        config_file=FILES, workflow_type="train", logging_file=False, runs_dir=str(tmp_path), start_weights=None,
-        device="$torch.device('cpu')", patch_px=64, defocus_batch_size=2, defocus_epochs=2, defocus_epoch_length=2,
-        val_patches=2, val_interval=1)
-    workflow.initialize()
+    workflow = stage_workflow("defocus", "spectrum")
     estimator = workflow.parser.get_parsed_content("estimator")
     before = {name: value.clone() for name, value in estimator.state_dict().items()}
     workflow.run()
