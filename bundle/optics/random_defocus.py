@@ -51,6 +51,8 @@ class DefocusSimulator:
         chromatic_share: the focal shift of each channel as a share of the one in `Optics`.
         full_well, noise_px, sharpening, jpeg_quality: see `Camera`; full_well is drawn on a logarithmic scale.
         red_blue_noise: of red and of blue, each drawn; see `Camera`.
+        good_camera_share: share of the patches behind a standard objective that a good scanner's camera records, the
+            defaults of `Camera`, instead of a drawn one. 0 draws nothing.
         bayer_share: share of the drawn objectives behind which a Bayer camera stands, with either of `MOSAICS`; its
             noise is smoothed by nothing else. 0 draws nothing.
         thickness_um: depth over which a drawn objective's blur is averaged: of thick specimens.
@@ -76,11 +78,13 @@ class DefocusSimulator:
                  noise_px: Range = (0.0, 0.0), red_blue_noise: Range = (1.0, 1.0), sharpening: Range = (0.0, 0.0),
                  jpeg_quality: Range = (70, 95), standard_share: float = 0.0, thickness_um: Range = (0.0, 0.0),
                  oversampling: Range = (1.0, 1.0), second_layer: Range = (0.0, 0.0), one_focus: float = 0.0,
-                 parallax: Range = (0.0, 0.0), bayer_share: float = 0.0, layer_um: float = 0.4) -> None:
+                 parallax: Range = (0.0, 0.0), good_camera_share: float = 0.0, bayer_share: float = 0.0,
+                 layer_um: float = 0.4) -> None:
         self.margin_px, self.reach_um, self.relief_um, self.focus_bias = margin_px, reach_um, relief_um, focus_bias
         self.full_well, self.noise_px, self.sharpening = full_well, noise_px, sharpening
         self.red_blue_noise, self.second_layer = red_blue_noise, second_layer
-        self.one_focus, self.parallax, self.bayer_share = one_focus, parallax, bayer_share
+        self.one_focus, self.parallax = one_focus, parallax
+        self.good_camera_share, self.bayer_share = good_camera_share, bayer_share
         self.jpeg_quality, self.standard_share, self.oversampling = jpeg_quality, standard_share, oversampling
         generator = torch.Generator().manual_seed(seed)
         reach = reach_um + relief_um[1] + layer_um
@@ -149,6 +153,8 @@ class DefocusSimulator:
                         sharpening=_draw(self.sharpening, generator),
                         jpeg_quality=round(_draw(self.jpeg_quality, generator)),
                         chroma_subsampling=_draw((0, 1), generator) < 0.5)
+        if standard and self.good_camera_share > 0 and _draw((0, 1), generator) < self.good_camera_share:
+            camera = Camera()
         if not standard and self.bayer_share > 0 and _draw((0, 1), generator) < self.bayer_share:
             mosaic = list(MOSAICS)[int(torch.randint(len(MOSAICS), (), generator=generator))]
             camera = camera._replace(noise_px=0.0, mosaic=mosaic)

@@ -99,6 +99,20 @@ def test_the_truth_of_two_layers_can_be_one_plane_of_them(sharp: Tensor) -> None
     assert torch.equal(one.defocus_um, both.defocus_um)
 
 
+def test_a_good_camera_records_what_standard_objectives_show(sharp: Tensor) -> None:
+    """The noise of a bad camera must not teach the network to leave detail out that a good one resolves."""
+    settings = {"margin_px": 16, "scanners": 2, "full_well": (300.0, 300.0), "jpeg_quality": (65, 65)}
+    bad = DefocusSimulator(**settings, standard_share=1.0)(sharp, MPP, SEEDS)  # type: ignore[arg-type]
+    good = DefocusSimulator(**settings, standard_share=1.0, good_camera_share=1.0)(sharp, MPP, SEEDS)  # type: ignore[arg-type]
+    clean = DefocusSimulator(**{**settings, "full_well": (1e6, 1e6), "jpeg_quality": (98, 98)},
+                             standard_share=1.0)(sharp, MPP, SEEDS)  # type: ignore[arg-type]
+    errors = [(patches.image - clean.image).square().mean((1, 2, 3)) for patches in (bad, good)]
+    assert (errors[1] < errors[0] / 3).all()
+    assert torch.equal(good.defocus_um, bad.defocus_um) and torch.equal(good.label, bad.label)
+    drawn = [DefocusSimulator(**settings, good_camera_share=share)(sharp, MPP, SEEDS) for share in (0.0, 1.0)]  # type: ignore[arg-type]
+    assert torch.equal(drawn[0].image, drawn[1].image)
+
+
 def test_parallax_moves_the_truth_behind_a_drawn_objective_and_not_in_focus(sharp: Tensor) -> None:
     """Two planes of a real specimen are not in register; a patch in focus is its own truth."""
     settings = {"margin_px": 16, "scanners": 2, "reach_um": 4.0}
