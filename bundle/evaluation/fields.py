@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bundle.conventions import LABEL, MPP, from_uint8, plane_defocus_um
 from bundle.data.datalist import is_dataset
@@ -25,7 +26,7 @@ from bundle.data.fields import INDEX, field_records
 from bundle.evaluation.recorded import RecordedField, list_recorded
 from bundle.optics.camera import Camera, record
 from bundle.optics.focal_stack import GainTable, random_relief_um, simulate_plane
-from bundle.optics.pupil import Optics, standard_optics
+from bundle.optics.pupil import COARSE_MPP, Optics, standard_optics
 from bundle.slides.grid import centred
 from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES, open_image
 
@@ -36,7 +37,8 @@ class Field(NamedTuple):
     name: str  # path in the folder, with forward slashes
     path: Path
     slide: str
-    mpp: float
+    mpp: float  # of `read_field`'s pixels
+    halved: bool = False  # the file's pixels are half as wide: 2 x 2 of them are averaged
 
     @property
     def files(self) -> list[Path]:
@@ -50,7 +52,7 @@ class Field(NamedTuple):
 
 
 def list_fields(
-    folder: str | Path, split: str = "test", mpp: float = 0.25
+    folder: str | Path, split: str = "test", mpp: float = 0.25, at_20x: bool = False
 ) -> list[Field] | list[RecordedField]:
     """The fields of `folder` in the order of their names; of a dataset of `mop prepare` its recorded fields.
 
@@ -58,16 +60,27 @@ def list_fields(
         folder: with a datalist.json, with an index.json or without any list.
         split: which entries of the index to take; "all" takes every one. Without an index all images are taken.
         mpp: µm per pixel of images without an index.
+        at_20x: show fields of 40x as 20x does, 2 x 2 pixels averaged and their mpp doubled.
 
     Raises:
         FileNotFoundError: no such folder, or a file of the index is absent.
-        ValueError: there is no field of this split, or one of its slides is in another split too.
+        ValueError: there is no field of this split, or one of its slides is in another split too; `at_20x` of
+            recorded fields.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"the fields must be a folder, not found: {folder}.")
     if is_dataset(folder):
+        if at_20x:
+            raise ValueError(f"at_20x is for sharp fields, but {folder} holds recorded planes.")
         return list_recorded(folder, split)
+    fields = _sharp_fields(folder, split, mpp)
+    return [field._replace(mpp=2 * field.mpp, halved=True) if at_20x and field.mpp < COARSE_MPP else field
+            for field in fields]
+
+
+def _sharp_fields(folder: Path, split: str, mpp: float) -> list[Field]:
+    """The fields as their files show them."""
     index = folder / INDEX
     if not index.is_file():
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in RASTER_SUFFIXES + TIFF_SUFFIXES)
@@ -85,10 +98,13 @@ def list_fields(
 
 def read_field(field: Field, crop_px: int = 0) -> Tensor:
     """The sharp image, (3, H, W) in [0, 1]; `crop_px` > 0 keeps a centred square of at most that side."""
+    in_file = 2 if field.halved else 1  # pixels of the file along a side of one
     with open_image(field.path) as image:
-        (row, height), (col, width) = (centred(side, crop_px) for side in image.shape)
-        pixels = image.read(row, col, height, width)
-    return from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)).contiguous()
+        (row, height), (col, width) = (centred(side, in_file * crop_px) for side in image.shape)
+        pixels = torch.from_numpy(image.read(row, col, height, width)).permute(2, 0, 1)
+    if field.halved:
+        pixels = functional.avg_pool2d(pixels[None].float(), 2)[0].round().to(torch.uint8)
+    return from_uint8(pixels).contiguous()
 
 
 @lru_cache(maxsize=8)

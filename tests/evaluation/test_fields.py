@@ -51,6 +51,19 @@ def test_the_crop_is_the_middle_of_the_field(fields: Path) -> None:
     assert read_field(field, crop_px=100).shape == (3, 96, 100)
 
 
+def test_fields_of_40x_can_be_seen_as_20x_shows_them(fields: Path) -> None:
+    """Weights that were chosen on 40x alone failed at 20x, and no table told."""
+    field, halved = list_fields(fields)[0], list_fields(fields, at_20x=True)[0]
+    assert (field.mpp, halved.mpp) == (0.25, 0.5)
+    whole, half = read_field(field), read_field(halved)
+    assert half.shape == (3, 48, 60)
+    means = whole.unflatten(2, (60, 2)).unflatten(1, (48, 2)).mean((2, 4))
+    assert torch.allclose(half, means, atol=0.51 / 255)
+    assert torch.equal(read_field(halved, crop_px=32), half[:, 8:40, 14:46])
+    coarse = list_fields(fields / "train", mpp=0.5, at_20x=True)[0]
+    assert (coarse.mpp, coarse.halved) == (0.5, False)
+
+
 def test_a_field_gives_the_same_planes_in_every_run_and_no_two_fields_share_noise(fields: Path) -> None:
     """Figures that change from run to run cannot be repeated by a reader."""
     first = focal_field(fields).plane(1.6)

@@ -48,6 +48,12 @@ def measure(dataset: Path, returns: Any, tmp_path: Path) -> Callable[..., Evalua
     return build
 
 
+def test_recorded_planes_cannot_be_seen_at_20x(dataset: Path) -> None:
+    """Their optics are what they are; to average pixels would be another sampling, not another objective."""
+    with pytest.raises(ValueError, match=r"at_20x is for sharp fields, but .* holds recorded planes"):
+        list_fields(dataset, "testing", at_20x=True)
+
+
 def test_planes_target_and_depth_are_those_of_the_dataset(dataset: Path) -> None:
     """A simulated plane, or another field's target, in the place of the recorded one would be a false figure."""
     field = list_recorded(dataset, "test")[1]
