@@ -46,7 +46,7 @@ def products(result: Tensor, truth: Tensor) -> Tensor:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Print a table."""
-    network = load_tile_restorer(CONFIG, arguments.weights)
+    network = load_tile_restorer(CONFIG, arguments.weights).requires_grad_(False)
     tiles = []
     for field in list_fields(arguments.folder, arguments.split, at_20x=arguments.at_20x):
         sharp = read_field(field)
