@@ -6,8 +6,8 @@
 Cuts every seventh tile of 256 px (`--every`) out of sharp fields and simulates the planes of `make evaluate`. Prints
 the PSNR gain of the P-former and of the chain near focus and far from it and, for each octave of frequencies, by what
 factor its detail ought to be multiplied: <truth, result> / <result, result>, over all tiles. 1 has the least squared
-error; above 1 the result is too soft, below too sharp. Where nothing can be known both are near 0. Four minutes of two
-cores.
+error; above 1 the result is too soft, below too sharp. Where nothing can be known both are near 0. Less than a minute
+of two cores.
 """
 
 from __future__ import annotations
