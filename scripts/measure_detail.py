@@ -22,10 +22,9 @@ from rich.progress import track
 from torch import Tensor
 
 from bundle.conventions import plane_positions_um
-from bundle.evaluation.fields import FocalField, list_fields, read_field
+from bundle.evaluation.fields import focal_tiles, list_fields
 from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
 from bundle.messages import sentence, unwrapped
-from bundle.optics.camera import Camera
 from bundle.training.metrics import psnr
 
 TILE_PX = 256
@@ -47,22 +46,14 @@ def products(result: Tensor, truth: Tensor) -> Tensor:
 def measure(arguments: argparse.Namespace) -> None:
     """Print a table."""
     network = load_tile_restorer(CONFIG, arguments.weights).requires_grad_(False)
-    tiles = []
-    for field in list_fields(arguments.folder, arguments.split, at_20x=arguments.at_20x):
-        sharp = read_field(field)
-        for row in range(0, sharp.shape[-2] - TILE_PX + 1, TILE_PX):
-            for col in range(0, sharp.shape[-1] - TILE_PX + 1, TILE_PX):
-                tiles.append((field, sharp[:, row:row + TILE_PX, col:col + TILE_PX]))
-    tiles = tiles[::arguments.every]
-    if not tiles:
-        raise ValueError(f"the fields must be {TILE_PX} px or more in height and width, those of {arguments.split} are "
-                         "smaller.")
+    fields = list_fields(arguments.folder, arguments.split, at_20x=arguments.at_20x)
+    tiles = focal_tiles(fields, TILE_PX, arguments.every)
     gains: dict[tuple[str, str], list[float]] = {}
     sums: dict[tuple[str, str], Tensor] = {}
-    for field, sharp in track(tiles, "tiles", console=Console(stderr=True), transient=True):
-        focal = FocalField(field, sharp, 0.8, Camera(jpeg_quality=90), 0)
+    for tile in track(tiles, "tiles", console=Console(stderr=True), transient=True):
+        sharp = tile.sharp
         for position in plane_positions_um().tolist():
-            plane = focal.plane(position)[None]
+            plane = tile.plane(position)[None]
             restoration = network.restore(plane)
             reach = next(name for name, (least, most) in REACH_UM.items() if least <= abs(position) < most)
             for stage, result in (("P-former", restoration.coarse), ("chain", restoration.restored)):

@@ -21,13 +21,11 @@ from statistics import fmean
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from bundle.conventions import plane_positions_um
-from bundle.evaluation.fields import FocalField, list_fields, read_field
+from bundle.evaluation.fields import focal_tiles, list_fields
 from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
 from bundle.messages import sentence, unwrapped
-from bundle.optics.camera import Camera
 from bundle.p_former.experts import ExpertFeedForward, Router
 from bundle.restoration import TileRestorer
 from bundle.training.metrics import load_lpips, psnr
@@ -77,28 +75,13 @@ PARTS: dict[str, Callable[[TileRestorer], None]] = {
 }
 
 
-def planes_of(folder: str, split: str, every: int) -> list[tuple[Tensor, Tensor]]:
-    """Planes out of focus and their truth, each (1, 3, 256, 256), of every so many tiles of the fields, row by row."""
-    tiles = []
-    for field in list_fields(folder, split):
-        sharp = read_field(field)
-        for row in range(0, sharp.shape[-2] - TILE_PX + 1, TILE_PX):
-            for col in range(0, sharp.shape[-1] - TILE_PX + 1, TILE_PX):
-                tiles.append((field, sharp[:, row:row + TILE_PX, col:col + TILE_PX]))
-    planes = []
-    for field, sharp in tiles[::every]:
-        focal = FocalField(field, sharp, 0.8, Camera(jpeg_quality=90), 0)
-        planes += [(focal.plane(at)[None], sharp[None]) for at in plane_positions_um().tolist() if abs(at) > 0.1]
-    if not planes:
-        raise ValueError(f"the fields must be {TILE_PX} px or more in height and width, those of {split} are smaller.")
-    return planes
-
-
 def measure(arguments: argparse.Namespace) -> None:
     """Print a row for each part."""
     shipped = load_tile_restorer(arguments.config, arguments.weights)
     distance = load_lpips(arguments.lpips_folder, "squeeze").distance if arguments.lpips_folder else None
-    planes = planes_of(arguments.folder, arguments.split, arguments.every)
+    tiles = focal_tiles(list_fields(arguments.folder, arguments.split), TILE_PX, arguments.every)
+    blurred_um = [at for at in plane_positions_um().tolist() if abs(at) > 0.1]
+    planes = [(tile.plane(at)[None], tile.sharp[None]) for tile in tiles for at in blurred_um]
     print(f"{len(planes)} planes\n\n| | P-former, dB | chain, dB | LPIPS, P-former | LPIPS, chain |")
     print("|---|---|---|---|---|")
     for name, replace in PARTS.items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,8 @@ from bundle.optics.focal_stack import GainTable, random_relief_um, simulate_plan
 from bundle.optics.pupil import COARSE_MPP, Optics, standard_optics
 from bundle.slides.grid import centred
 from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES, open_image
+
+RELIEF_UM, JPEG_QUALITY = 0.8, 90  # of the protocol, as configs/evaluate.json has them
 
 
 class Field(NamedTuple):
@@ -149,3 +152,20 @@ class FocalField:
         text = f"{self.seed} {Path(self.field.name).name} {purpose}"
         digest = hashlib.sha256(text.encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def focal_tiles(fields: Sequence[Field], tile_px: int, every: int = 1) -> list[FocalField]:
+    """Every so many square tiles of the fields, row by row, each on a relief of its own; optics of `make evaluate`.
+
+    Raises:
+        ValueError: no field holds a tile.
+    """
+    tiles = []
+    for field in fields:
+        sharp = read_field(field)
+        for row in range(0, sharp.shape[-2] - tile_px + 1, tile_px):
+            for col in range(0, sharp.shape[-1] - tile_px + 1, tile_px):
+                tiles.append((field, sharp[:, row:row + tile_px, col:col + tile_px]))
+    if not tiles:
+        raise ValueError(f"one of the fields must be {tile_px} px or more in height and width, all are smaller.")
+    return [FocalField(*tile, RELIEF_UM, Camera(jpeg_quality=JPEG_QUALITY), 0) for tile in tiles[::every]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundle.evaluation.fields import FocalField, list_fields, read_field
+from bundle.evaluation.fields import FocalField, focal_tiles, list_fields, read_field
 from bundle.optics.camera import Camera
 from bundle.training.metrics import psnr
 
@@ -89,3 +89,16 @@ def test_planes_of_a_field_have_names_under_which_other_methods_keep_theirs(fiel
     assert [field.plane_name(position) for position in (-1.6, 0.0, 0.8)] == [
         "plane_-1.60um", "plane_+0.00um", "plane_+0.80um"]
     assert [one.folder for one in list_fields(fields)] == ["test__field_0", "test__field_1"]
+
+
+def test_tiles_are_cut_row_by_row_and_have_the_planes_of_the_protocol(fields: Path) -> None:
+    """Two measurements on every seventh tile must mean the same tiles."""
+    first, second = list_fields(fields)  # 96 x 120 and 80 x 100 px
+    tiles = focal_tiles([first, second], 40)
+    assert len(tiles) == 2 * 3 + 2 * 2
+    assert torch.equal(tiles[4].sharp, read_field(first)[:, 40:80, 40:80])
+    assert [tile.field.name for tile in focal_tiles([first, second], 40, every=6)] == [first.name, second.name]
+    by_hand = FocalField(first, read_field(first)[:, :40, :40], 0.8, Camera(jpeg_quality=90), 0)
+    assert torch.equal(tiles[0].plane(1.6), by_hand.plane(1.6))
+    with pytest.raises(ValueError, match="one of the fields must be 100 px or more in height and width"):
+        focal_tiles([first, second], 100)
