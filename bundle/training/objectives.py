@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch.nn import functional
 from bundle.prompts.attention import feed_forward, position_encoding
 from bundle.prompts.compact_encoder import CompactEncoder
 from bundle.prompts.defocus import DefocusEstimate
+from bundle.training.metrics import ssim
 
 PIXEL_LOSSES = ("l1", "l2", "charbonnier", "rmse", "psnr")
 
@@ -110,29 +113,38 @@ class LossAsPrediction(nn.Module):
 
 
 class TextureDistance(nn.Module):
-    """How differently rough two images are at each frequency, wherever their details lie.
+    """How differently rough two images are at each frequency, wherever in a window their details lie.
 
-    Mean absolute difference of local amplitude spectra, in grey levels of 255: windows of 32 px, half a window apart,
-    the power of 3 x 3 frequencies pooled. What cannot be seen in a blurred image cannot be put in its place, but how
-    much of it there is at each frequency can; a weave has more of its own than tissue ever has. After the spectral
-    losses of speech synthesis (Yamamoto et al. 2020, multi-resolution STFT loss), on images.
+    Mean absolute difference of local amplitude spectra, in grey levels of 255: windows of each size, half a window
+    apart, the power of 3 x 3 frequencies pooled. What cannot be seen in a blurred image cannot be put in its place, but
+    how much of it there is at each frequency can; small windows tell the place, large ones the frequency. A weave has
+    more of its own than tissue ever has. After the spectral losses of speech synthesis (Yamamoto et al. 2020,
+    multi-resolution STFT loss), on images.
+
+    Args:
+        windows_px: sides of the windows; the distance is the mean over them.
     """
 
-    WINDOW_PX = 32
     FLOOR = 1.0  # power that is nothing, grey levels²: fainter noise need not be drawn
+
+    def __init__(self, windows_px: Sequence[int] = (8, 16, 32)) -> None:
+        super().__init__()
+        self.windows_px = tuple(windows_px)
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         """Scalar from images (B, 3, H, W) around [0, 1]."""
-        with torch.no_grad():
-            wanted = self.amplitude(target)
-        return (self.amplitude(image) - wanted).abs().mean()
+        distances = []
+        for side in self.windows_px:
+            with torch.no_grad():
+                wanted = self.amplitude(target, side)
+            distances.append((self.amplitude(image, side) - wanted).abs().mean())
+        return torch.stack(distances).mean()
 
-    def amplitude(self, image: Tensor) -> Tensor:
-        """Of (B, 3, H, W): (windows of all images and channels, WINDOW_PX, WINDOW_PX / 2 + 1).
+    def amplitude(self, image: Tensor, side: int) -> Tensor:
+        """Of (B, 3, H, W): (windows of all images and channels, side, side / 2 + 1).
 
         White noise has its deviation at every frequency.
         """
-        side = self.WINDOW_PX
         windows = image.float().unfold(2, side, side // 2).unfold(3, side, side // 2).reshape(-1, side, side)
         taper = torch.hann_window(side, periodic=False, device=image.device)
         taper = taper[:, None] * taper
@@ -151,6 +163,8 @@ class RestorationLoss(nn.Module):
             those near focus, whose errors are small, count as much; "rmse" lies between.
         frequency_weight: of the L1 distance of the Fourier transforms.
         texture_weight: of `TextureDistance`.
+        ssim_weight: of 1 - SSIM (Zhao et al. 2017), which asks for as much detail as the truth has, as
+            `TextureDistance` does, but in its place, and counts it against the contrast around it.
         weave_weight: of the squared error of each place of a grid of `GRID_PX`, meaned over areas of `AREA_PX`: a
             network that works on folded pixels can draw the same pattern in every block, which costs little otherwise.
     """
@@ -158,12 +172,13 @@ class RestorationLoss(nn.Module):
     GRID_PX, AREA_PX = 4, 64
 
     def __init__(self, pixel: str = "l1", frequency_weight: float = 0.0, texture_weight: float = 0.0,
-                 weave_weight: float = 0.0) -> None:
+                 ssim_weight: float = 0.0, weave_weight: float = 0.0) -> None:
         super().__init__()
         if pixel not in PIXEL_LOSSES:
             raise ValueError(f"pixel must be one of {PIXEL_LOSSES}, got {pixel!r}.")
         self.pixel, self.frequency_weight = pixel, frequency_weight
-        self.texture_weight, self.weave_weight, self.texture = texture_weight, weave_weight, TextureDistance()
+        self.texture_weight, self.ssim_weight, self.weave_weight = texture_weight, ssim_weight, weave_weight
+        self.texture = TextureDistance()
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         """Scalar from images (B, 3, H, W) around [0, 1]."""
@@ -182,6 +197,8 @@ class RestorationLoss(nn.Module):
             loss = loss + self.frequency_weight * torch.fft.rfft2(difference, norm="ortho").abs().mean()
         if self.texture_weight:
             loss = loss + self.texture_weight * self.texture(image, target)
+        if self.ssim_weight:
+            loss = loss + self.ssim_weight * (1 - ssim(image, target)).mean()
         if self.weave_weight:
             loss = loss + self.weave_weight * self.weave(2 * difference)
         return loss
