@@ -167,18 +167,20 @@ class RestorationLoss(nn.Module):
             `TextureDistance` does, but in its place, and counts it against the contrast around it.
         weave_weight: of the squared error of each place of a grid of `GRID_PX`, meaned over areas of `AREA_PX`: a
             network that works on folded pixels can draw the same pattern in every block, which costs little otherwise.
+        texture_windows_px: see `TextureDistance`.
     """
 
     GRID_PX, AREA_PX = 4, 64
 
     def __init__(self, pixel: str = "l1", frequency_weight: float = 0.0, texture_weight: float = 0.0,
-                 ssim_weight: float = 0.0, weave_weight: float = 0.0) -> None:
+                 ssim_weight: float = 0.0, weave_weight: float = 0.0,
+                 texture_windows_px: Sequence[int] = (8, 16, 32)) -> None:
         super().__init__()
         if pixel not in PIXEL_LOSSES:
             raise ValueError(f"pixel must be one of {PIXEL_LOSSES}, got {pixel!r}.")
         self.pixel, self.frequency_weight = pixel, frequency_weight
         self.texture_weight, self.ssim_weight, self.weave_weight = texture_weight, ssim_weight, weave_weight
-        self.texture = TextureDistance()
+        self.texture = TextureDistance(texture_windows_px)
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         """Scalar from images (B, 3, H, W) around [0, 1]."""
