@@ -122,31 +122,38 @@ class TextureDistance(nn.Module):
     multi-resolution STFT loss), on images.
 
     Args:
-        windows_px: sides of the windows; the distance is the mean over them.
+        windows_px: sides of the windows, even; the distance is the mean over them.
+
+    Raises:
+        ValueError: no window, or one that is odd or below 4 px.
     """
 
     FLOOR = 1.0  # power that is nothing, grey levels²: fainter noise need not be drawn
+    WINDOWS_PX = (8, 16, 32)
 
-    def __init__(self, windows_px: Sequence[int] = (8, 16, 32)) -> None:
+    def __init__(self, windows_px: Sequence[int] = WINDOWS_PX) -> None:
         super().__init__()
         self.windows_px = tuple(windows_px)
+        if not self.windows_px or any(side_px < 4 or side_px % 2 for side_px in self.windows_px):
+            raise ValueError(f"windows of texture must be even and 4 px or more, got {list(self.windows_px)}.")
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         """Scalar from images (B, 3, H, W) around [0, 1]."""
         distances = []
-        for side in self.windows_px:
+        for side_px in self.windows_px:
             with torch.no_grad():
-                wanted = self.amplitude(target, side)
-            distances.append((self.amplitude(image, side) - wanted).abs().mean())
+                wanted = self.amplitude(target, side_px)
+            distances.append((self.amplitude(image, side_px) - wanted).abs().mean())
         return torch.stack(distances).mean()
 
-    def amplitude(self, image: Tensor, side: int) -> Tensor:
-        """Of (B, 3, H, W): (windows of all images and channels, side, side / 2 + 1).
+    def amplitude(self, image: Tensor, side_px: int) -> Tensor:
+        """Of (B, 3, H, W): (windows of all images and channels, side_px, side_px / 2 + 1).
 
         White noise has its deviation at every frequency.
         """
-        windows = image.float().unfold(2, side, side // 2).unfold(3, side, side // 2).reshape(-1, side, side)
-        taper = torch.hann_window(side, periodic=False, device=image.device)
+        step = side_px // 2
+        windows = image.float().unfold(2, side_px, step).unfold(3, side_px, step).reshape(-1, side_px, side_px)
+        taper = torch.hann_window(side_px, periodic=False, device=image.device)
         taper = taper[:, None] * taper
         waves = (windows - windows.mean((1, 2), keepdim=True)) * (255 * taper / taper.square().mean().sqrt())
         power = torch.fft.rfft2(waves, norm="ortho").abs().square()[:, None]
@@ -163,18 +170,18 @@ class RestorationLoss(nn.Module):
             those near focus, whose errors are small, count as much; "rmse" lies between.
         frequency_weight: of the L1 distance of the Fourier transforms.
         texture_weight: of `TextureDistance`.
+        texture_windows_px: its windows.
         ssim_weight: of 1 - SSIM (Zhao et al. 2017), which asks for as much detail as the truth has, as
             `TextureDistance` does, but in its place, and counts it against the contrast around it.
         weave_weight: of the squared error of each place of a grid of `GRID_PX`, meaned over areas of `AREA_PX`: a
             network that works on folded pixels can draw the same pattern in every block, which costs little otherwise.
-        texture_windows_px: see `TextureDistance`.
     """
 
     GRID_PX, AREA_PX = 4, 64
 
     def __init__(self, pixel: str = "l1", frequency_weight: float = 0.0, texture_weight: float = 0.0,
-                 ssim_weight: float = 0.0, weave_weight: float = 0.0,
-                 texture_windows_px: Sequence[int] = (8, 16, 32)) -> None:
+                 texture_windows_px: Sequence[int] = TextureDistance.WINDOWS_PX, ssim_weight: float = 0.0,
+                 weave_weight: float = 0.0) -> None:
         super().__init__()
         if pixel not in PIXEL_LOSSES:
             raise ValueError(f"pixel must be one of {PIXEL_LOSSES}, got {pixel!r}.")
