@@ -29,8 +29,9 @@ from bundle.weights import load_weights, save_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("encoder", "defocus", "spectrum", "sampling", "prompt", "p_former", "tiles", "p_diffusion")
-# Later parts of a stage's training, as overlays on the first.
-OVERLAYS = {"spectrum": "defocus", "sampling": "defocus", "tiles": "p_former", "bands": "p_former"}
+# Config and overlay of the stages that have one: later parts of a stage's training, or draws of its own.
+OVERLAYS = {"spectrum": ("defocus", "spectrum"), "sampling": ("defocus", "sampling"), "tiles": ("p_former", "tiles"),
+            "bands": ("p_former", "bands"), "p_diffusion": ("p_diffusion", "texture")}
 # glibc keeps large blocks instead of mapping them anew for every layer: see bundle/host.py.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 # Where a stage's network lies in the chain, and in its own file.
@@ -41,9 +42,8 @@ PLACES = {"encoder": ("prompter.encoder", "encoder."), "spectrum": ("prompter.es
 
 def train(stage: str, data: Path, runs: Path, extra: list[str]) -> None:
     """Run one stage's config with the compact overlay in a process of its own."""
-    files = [f"configs/train_{OVERLAYS.get(stage, stage)}.json", "configs/compact.json"]
-    if stage in OVERLAYS:
-        files.append(f"configs/{stage}.json")
+    first, *overlay = OVERLAYS.get(stage, (stage,))
+    files = [f"configs/{name}.json" for name in (f"train_{first}", "compact", *overlay)]
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(files),
                "--dataset_dir", str(data.resolve()), "--runs_dir", str(runs.resolve()),
                "--estimator_weights", str((runs / "spectrum" / WEIGHTS).resolve()),

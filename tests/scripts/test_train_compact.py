@@ -57,6 +57,20 @@ def test_the_p_former_ends_with_patches_as_large_as_the_tiles_that_it_restores()
     assert tiles["patch_px"] == inference["tile_px"]
 
 
+def test_p_diffusion_learns_from_what_the_p_former_before_it_ended_with(script: ModuleType, tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind other cameras the coarse images would have other errors than those it is there to mend."""
+    tiles, texture = (json.loads((ROOT / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+                      for name in ("tiles", "texture"))  # fmt: skip
+    draws = {name: value for name, value in tiles.items() if name.endswith("_share")}
+    assert draws == {name: value for name, value in texture.items() if name != "_desc_"} and len(draws) == 4
+    commands: list[list[str]] = []
+    monkeypatch.setattr(script.subprocess, "run", lambda command, **options: (
+        commands.append(command) or subprocess.CompletedProcess(command, 0)))
+    script.train("p_diffusion", tmp_path, tmp_path, [])
+    assert str(["configs/train_p_diffusion.json", "configs/compact.json", "configs/texture.json"]) in commands[0]
+
+
 def test_the_reader_of_oversampling_is_trained_at_the_size_that_is_restored_with() -> None:
     """Weights of another size would not load, after an hour of simulating."""
     sampling, inference = (json.loads((ROOT / "configs" / f"{name}.json").read_text(encoding="utf-8"))
