@@ -90,6 +90,9 @@ class TileRestorer(nn.Module):
         samples: of P-diffusion, with the seeds from `seed` on; the first is the result, all together give `spread`.
     """
 
+    OPTIONS = ("stop_after", "skip_in_focus", "in_focus_um", "colour_sigma_px", "colour_gamma", "binned_colour_gamma",
+               "sampling_threshold", "binned_sizes", "seed")
+
     def __init__(self, prompter: Prompter, p_former: PFormer, denoiser: Denoiser, inferer: ResidualShiftInferer,
                  stop_after: str = "p_diffusion", skip_in_focus: bool = False, in_focus_um: float = 0.4,
                  colour_sigma_px: float = 16.0, colour_gamma: float | None = None,
@@ -115,6 +118,11 @@ class TileRestorer(nn.Module):
         self.colour_sigma_px, self.seed, self.samples = colour_sigma_px, seed, samples
         self.colour_gamma, self.binned_colour_gamma = colour_gamma, binned_colour_gamma
         self.stride = max(p_former.stride, denoiser.stride, prompter.estimator.stride)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What beside image, networks and place decides the pixels, by name: JSON values, or tuples of them."""
+        return {name: getattr(self, name) for name in self.OPTIONS}
 
     def forward(self, image: Tensor, location: Tensor | None = None) -> Tensor:
         """Restored tiles (B, 3, H, W) in [0, 1] of tiles (B, 3, H, W) in [0, 1]; see `restore`."""

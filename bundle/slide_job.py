@@ -309,11 +309,8 @@ def _settings(engine: Engine, reader: ImageReader, wishes: Wishes) -> dict[str, 
     """What decides the pixels beside source and networks; on a GPU a batch may change the last bit."""
     network, restorer = engine.restorer.tile_restorer, engine.restorer
     trust = {"samples": wishes.samples, "revert_untrusted": wishes.revert_untrusted or "no", "trust_limit": LIMIT}
-    return (trust if wishes.judges else {}) | {
+    return (trust if wishes.judges else {}) | network.options | {
         "mode": plans(reader, wishes) or "every tile",
-        "stop_after": network.stop_after,
-        "seed": network.seed,
-        "skip_in_focus": network.skip_in_focus,
         "plane": wishes.plane,
         "mpp": wishes.mpp or reader.mpp,
         "tile_px": restorer.tile_px,

@@ -45,6 +45,10 @@ class Network(nn.Module):
         self.prompter.estimator = Estimator()
         self.stop_after, self.seed, self.skip_in_focus = "p_diffusion", 5, False
 
+    @property
+    def options(self):
+        return {"stop_after": self.stop_after, "seed": self.seed, "skip_in_focus": self.skip_in_focus}
+
     def binning_of(self, tiles):
         return 1
 

@@ -38,6 +38,10 @@ class Darker(nn.Module):
         self.prompter.estimator = nn.Identity()
         self.stop_after, self.seed, self.skip_in_focus = "p_diffusion", 0, False
 
+    @property
+    def options(self):
+        return {"stop_after": self.stop_after, "seed": self.seed, "skip_in_focus": self.skip_in_focus}
+
     def restore(self, image, location, binning=1):
         return Result(image * 0.75, image.mean(dim=(1, 2, 3)))
 

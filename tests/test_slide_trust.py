@@ -44,6 +44,10 @@ class Network(nn.Module):
         self.prompter.estimator = Estimator()
         self.stop_after, self.seed, self.skip_in_focus, self.samples = "p_diffusion", 5, False, 1
 
+    @property
+    def options(self) -> dict[str, object]:
+        return {"stop_after": self.stop_after, "seed": self.seed, "skip_in_focus": self.skip_in_focus}
+
     def binning_of(self, tiles: Iterable[torch.Tensor]) -> int:
         return 1
 

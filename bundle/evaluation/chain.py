@@ -15,10 +15,6 @@ from bundle.field_restoration import restore_field
 from bundle.restoration import TileRestorer
 from bundle.weights import load_weights
 
-# Of a TileRestorer.
-OPTIONS = ("stop_after", "skip_in_focus", "in_focus_um", "colour_sigma_px", "colour_gamma", "binned_colour_gamma",
-           "sampling_threshold", "binned_sizes", "seed")
-
 
 class ChainOnFields:
     """A TileRestorer over a field by overlapping tiles, feathered as `mop restore` does."""
@@ -53,8 +49,7 @@ class ChainOnFields:
         self.network = network.to(self.device).eval()
         self.tile_px, self.overlap_px, self.batch, self.binning = tile_px, overlap_px, batch, binning
         self.weights_sha256 = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-        options = {name: getattr(network, name) for name in OPTIONS}
-        self.settings = {"tile_px": tile_px, "overlap_px": overlap_px, "binning": binning} | options
+        self.settings = {"tile_px": tile_px, "overlap_px": overlap_px, "binning": binning} | network.options
 
     def restore(self, image: Tensor) -> dict[str, Tensor]:
         """Both stages over the whole field; without "restored" where the chain stops after the P-former."""

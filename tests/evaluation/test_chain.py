@@ -20,9 +20,7 @@ class Mirror(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
-        self.stop_after, self.skip_in_focus, self.seed = "p_diffusion", False, 4
-        self.in_focus_um, self.colour_sigma_px, self.sampling_threshold = 0.4, 16.0, 0.5
-        self.colour_gamma, self.binned_colour_gamma, self.binned_sizes = None, 1.0, (1, 2, 4)
+        self.stop_after, self.options = "p_diffusion", {"seed": 4, "binned_sizes": (1, 2, 4)}
         self.locations: list[list[int]] = []
         self.prompter = SimpleNamespace(
             estimator=lambda tiles: SimpleNamespace(
@@ -70,9 +68,7 @@ def test_every_tile_is_told_its_place(tmp_path: Path, image: Tensor) -> None:
 def test_the_options_of_the_network_are_part_of_the_settings(tmp_path: Path) -> None:
     """Records of another seed or colour rule must not be taken for this network's."""
     assert chain(tmp_path, overlap_px=20).settings == {
-        "tile_px": 64, "overlap_px": 20, "stop_after": "p_diffusion", "skip_in_focus": False, "in_focus_um": 0.4,
-        "colour_sigma_px": 16.0, "colour_gamma": None, "binned_colour_gamma": 1.0, "sampling_threshold": 0.5,
-        "binned_sizes": (1, 2, 4), "binning": None, "seed": 4,
+        "tile_px": 64, "overlap_px": 20, "binning": None, "seed": 4, "binned_sizes": (1, 2, 4),
     }
 
 
