@@ -1,10 +1,10 @@
-r"""python scripts/grow_p_former.py models/model.pt grown.pt --blocks 1 3 3 3
+r"""python scripts/grow_p_former.py models/model.pt grown.pt --blocks 1 4 4 6
 
 The P-former of a weights file with more blocks or twice its channels, and the same function: for training that has
 outgrown it. Then
 
     python -m monai.bundle run training --config_file "['configs/train_p_former.json','configs/compact.json']" \
-        --dataset_dir fields --start_weights grown.pt --p_former_blocks "[1,3,3,3]"     # after --twice: --p_former_dim
+        --dataset_dir fields --start_weights grown.pt --p_former_blocks "[1,4,4,6]"     # after --twice: --p_former_dim
 """
 
 from __future__ import annotations

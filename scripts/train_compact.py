@@ -39,6 +39,9 @@ PLACES = {"encoder": ("prompter.encoder", "encoder."), "spectrum": ("prompter.es
           "sampling": ("sampling", ""), "prompt": ("prompter.restorer", ""), "tiles": ("p_former", ""),
           "p_diffusion": ("denoiser", "")}
 
+DEEPEST = ("p_former.encoders.3.", "p_former.ups.2.")  # see `stored`
+KERNEL = 4096  # entries of this many numbers or fewer, as norms, stay in 16 bits
+
 
 def train(stage: str, data: Path, runs: Path, extra: list[str]) -> None:
     """Run one stage's config with the compact overlay in a process of its own."""
@@ -54,7 +57,7 @@ def train(stage: str, data: Path, runs: Path, extra: list[str]) -> None:
 
 
 def assemble(runs: Path, target: Path, bands: bool = False) -> None:
-    """Put the stages' networks into one state dict of configs/inference.json's `network_def`, stored as float16."""
+    """Put the stages' networks into one state dict of `network_def` of configs/inference.json, as `stored`."""
     parser = ConfigParser()
     parser.read_config(str(ROOT / "configs" / "inference.json"))
     if bands:
@@ -62,9 +65,18 @@ def assemble(runs: Path, target: Path, bands: bool = False) -> None:
     network = parser.get_parsed_content("network_def")
     for stage, (place, prefix) in (PLACES | ({"bands": ("bands", "")} if bands else {})).items():
         load_weights(network.get_submodule(place), runs / stage / WEIGHTS, prefix)
-    halved = {name: value.half() if value.dtype == torch.float32 else value
-              for name, value in network.state_dict().items()}
-    save_whole(halved, target)
+    save_whole({name: stored(name, value) for name, value in network.state_dict().items()}, target)
+
+
+def stored(name: str, value: torch.Tensor) -> torch.Tensor:
+    """An entry of the chain's state dict in the type that it is shipped in; `load_state_dict` makes float32 of any.
+
+    float16, but 8 bits (four of exponent, three of mantissa) for the kernels of the P-former's deepest level, which are
+    a third of all and bear it: a file of the model zoo has at most 25 MB (decision 13).
+    """
+    if value.dtype != torch.float32:
+        return value
+    return value.to(torch.float8_e4m3fn if name.startswith(DEEPEST) and value.numel() > KERNEL else torch.float16)
 
 
 def gain_hidden() -> int:

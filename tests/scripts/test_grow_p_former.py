@@ -29,10 +29,10 @@ def test_the_shipped_p_former_gets_more_blocks(script: ModuleType, tmp_path: Pat
                                                capsys: pytest.CaptureFixture[str]) -> None:
     """Fewer than it has would be another network."""
     grow = [str(ROOT / "models" / "model.pt"), str(tmp_path / "deep.pt"), "--blocks"]
-    assert script.main([*grow, "2", "3", "3", "4"]) == 0
-    assert "blocks [2, 3, 3, 4]" in capsys.readouterr().out
+    assert script.main([*grow, "2", "4", "4", "5"]) == 0
+    assert "blocks [2, 4, 4, 5]" in capsys.readouterr().out
     shipped = torch.load(ROOT / "models" / "model.pt", weights_only=True)["p_former.output.weight"].float()
     deep = torch.load(tmp_path / "deep.pt", weights_only=True)
-    assert torch.equal(deep["output.weight"], shipped) and not deep["encoders.3.3.ffn.project_out.weight"].any()
+    assert torch.equal(deep["output.weight"], shipped) and not deep["encoders.3.4.ffn.project_out.weight"].any()
     assert script.main([str(tmp_path / "deep.pt"), str(tmp_path / "flat.pt"), "--blocks", "1", "1", "1", "1"]) == 1
     assert "all blocks" in capsys.readouterr().err and not (tmp_path / "flat.pt").exists()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from bundle.data.phantom import tissue_phantom
-from bundle.loading import CONFIG, load_tile_restorer
+from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
 from bundle.p_former.bands import BandGains
 from bundle.weights import save_whole
 
@@ -109,8 +109,18 @@ def test_band_gains_are_trained_behind_the_last_p_former_and_stand_in_the_weight
     assert {name.split(".")[0] for name in made} == {"prompter", "p_former", "bands", "denoiser", "sampling"}
 
 
+def test_the_shipped_weights_are_stored_as_training_them_again_would(script: ModuleType) -> None:
+    """Rounded once more, or more of them, they would not be the network that was measured."""
+    shipped = torch.load(WEIGHTS, weights_only=True)
+    coarse = {name for name, value in shipped.items() if value.dtype == torch.float8_e4m3fn}
+    assert coarse and all(name.startswith(("p_former.encoders.3.", "p_former.ups.2.")) for name in coarse)
+    for name, value in load_tile_restorer().state_dict().items():
+        kept = script.stored(name, value)
+        assert kept.dtype == shipped[name].dtype and torch.equal(kept.to(value.dtype), value), name
+
+
 @pytest.mark.slow
-def test_one_command_trains_every_stage_and_makes_the_weights(tmp_path: Path) -> None:
+def test_one_command_trains_every_stage_and_makes_the_weights(script: ModuleType, tmp_path: Path) -> None:
     """Who repeats the training learns after hours whether the last step fits the first; here after two steps each."""
     target = tmp_path / "model.pt"
     short = [word for stage in STAGES for word in (f"--{stage}_epochs", "1", f"--{stage}_epoch_length", "1")]
@@ -125,7 +135,7 @@ def test_one_command_trains_every_stage_and_makes_the_weights(tmp_path: Path) ->
                                    ("sampling", "sampling"))}  # fmt: skip
     for part, state in trained.items():
         held = network.get_submodule(part).state_dict()
-        assert all(torch.equal(held[name], value.half().to(held[name]) if value.is_floating_point() else value)
+        assert all(torch.equal(held[name], script.stored(f"{part}.{name}", value).to(held[name]))
                    for name, value in state.items()), part  # fmt: skip
     made = [(path, path.stat().st_mtime_ns) for path in sorted((tmp_path / "runs").rglob("network.pt"))]
     assert len(made) == len(STAGES) + 3
