@@ -38,9 +38,9 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str
 PLACES = {"encoder": ("prompter.encoder", "encoder."), "spectrum": ("prompter.estimator", ""),
           "sampling": ("sampling", ""), "prompt": ("prompter.restorer", ""), "tiles": ("p_former", ""),
           "p_diffusion": ("denoiser", "")}
-
-DEEPEST = ("p_former.encoders.3.", "p_former.ups.2.")  # see `stored`
-KERNEL = 4096  # entries of this many numbers or fewer, as norms, stay in 16 bits
+# See `stored`.
+DEEPEST = ("p_former.encoders.3.", "p_former.ups.2.")
+SMALL_NUMEL = 4096  # entries of so few numbers, as norms, stay in 16 bits
 
 
 def train(stage: str, data: Path, runs: Path, extra: list[str]) -> None:
@@ -76,7 +76,8 @@ def stored(name: str, value: torch.Tensor) -> torch.Tensor:
     """
     if value.dtype != torch.float32:
         return value
-    return value.to(torch.float8_e4m3fn if name.startswith(DEEPEST) and value.numel() > KERNEL else torch.float16)
+    coarse = name.startswith(DEEPEST) and value.numel() > SMALL_NUMEL
+    return value.to(torch.float8_e4m3fn if coarse else torch.float16)
 
 
 def gain_hidden() -> int:

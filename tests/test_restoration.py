@@ -238,11 +238,13 @@ def test_band_gains_change_the_coarse_image_and_what_p_diffusion_starts_from(siz
 def test_the_options_of_a_restorer_are_all_that_decides_its_pixels() -> None:
     """Half a slide was finished, an option changed, and the other half would follow it without a word: an unfinished
     job and a finished measurement know each other by these."""
-    network = restorer(colour_sigma_px=8.0, binned_sizes=(2, 4))
-    given = set(inspect.signature(TileRestorer).parameters)
-    networks = {"prompter", "p_former", "denoiser", "inferer", "bands", "sampling"}  # their weights are told by a hash
-    assert set(network.options) == given - networks - {"samples"}  # the first sample is the result, however many
-    assert json.loads(json.dumps(network.options))["binned_sizes"] == [2, 4] and network.options["colour_sigma_px"] == 8
+    chosen = {"colour_sigma_px": 8.0, "binned_sizes": (2, 4), "skip_in_focus": True, "seed": 3}
+    given = {name: option.default for name, option in inspect.signature(TileRestorer).parameters.items()} | chosen
+    for network in ("prompter", "p_former", "denoiser", "inferer", "bands", "sampling"):  # a hash tells their weights
+        del given[network]
+    del given["samples"]  # the first is the result, however many
+    options = restorer(**chosen).options
+    assert options == given and json.loads(json.dumps(options))["binned_sizes"] == [2, 4]
 
 
 def test_training_starts_from_the_coarse_image_that_restoring_shows() -> None:

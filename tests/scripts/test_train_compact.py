@@ -119,6 +119,19 @@ def test_the_shipped_weights_are_stored_as_training_them_again_would(script: Mod
         assert kept.dtype == shipped[name].dtype and torch.equal(kept.to(value.dtype), value), name
 
 
+def test_what_is_stored_is_what_was_trained_but_for_its_last_bits(script: ModuleType) -> None:
+    """Every number of the network but the deepest level's kernels must keep its eleven bits, and those their four."""
+    kernel = torch.randn(128, 128, generator=torch.Generator().manual_seed(0)) * 0.04
+    for name, bits in (("p_former.encoders.3.0.attn.qkv.weight", 4), ("p_former.encoders.2.0.attn.qkv.weight", 11),
+                       ("denoiser.bottom.weight", 11)):  # fmt: skip
+        error = (script.stored(name, kernel).float() - kernel).abs()
+        assert bool((error <= kernel.abs() * 2.0**-bits + 2.0**-10).all()) and error.any()
+        if bits == 11:
+            assert torch.equal(script.stored(name, kernel), kernel.half())
+    assert torch.equal(script.stored("p_former.encoders.3.0.norm1.weight", kernel[0]), kernel[0].half())
+    assert torch.equal(script.stored("prompter.steps", torch.tensor(3)), torch.tensor(3))
+
+
 @pytest.mark.slow
 def test_one_command_trains_every_stage_and_makes_the_weights(script: ModuleType, tmp_path: Path) -> None:
     """Who repeats the training learns after hours whether the last step fits the first; here after two steps each."""
