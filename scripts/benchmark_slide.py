@@ -162,6 +162,10 @@ class Unchanged(nn.Module):
         self.prompter.estimator = self.Estimator()
         self.stop_after, self.seed, self.skip_in_focus = "p_diffusion", 0, False
 
+    @property
+    def options(self) -> dict[str, object]:
+        return {"stop_after": self.stop_after, "seed": self.seed, "skip_in_focus": self.skip_in_focus}
+
     def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Result:
         return self.Result(image, torch.zeros(len(image)))
 

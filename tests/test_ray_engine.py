@@ -43,6 +43,10 @@ class Slow(nn.Module):
         self.prompter.estimator = nn.Identity()
         self.stop_after, self.seed, self.skip_in_focus = "p_diffusion", 0, False
 
+    @property
+    def options(self):
+        return {"stop_after": self.stop_after, "seed": self.seed, "skip_in_focus": self.skip_in_focus}
+
     def binning_of(self, tiles):
         return 1
 
