@@ -28,7 +28,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,6 +165,9 @@ class Unchanged(nn.Module):
     @property
     def options(self) -> dict[str, object]:
         return {"stop_after": self.stop_after, "seed": self.seed, "skip_in_focus": self.skip_in_focus}
+
+    def binning_of(self, tiles: Iterable[Tensor]) -> int:
+        return 1
 
     def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Result:
         return self.Result(image, torch.zeros(len(image)))
