@@ -16,7 +16,7 @@ import torch
 from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor
 
-from bundle.conventions import LABEL, to_uint8
+from bundle.conventions import LABEL, from_uint8, to_uint8
 
 DARKEST = 1 / 255
 KNOTS_PX = (128.0, 32.0, 8.0, 2.0)  # wavelengths between which a gain is drawn
@@ -32,17 +32,19 @@ class RandStainMixd(RandomizableTransform, MapTransform):
         prob: share of the records that are changed.
         purity: of the Dirichlet distribution of a mixture; below 1 most weight falls on one channel, so that channels
             change places, above it they become alike: grey.
-        strength: range of the factor that a channel's density is multiplied by.
+        strength: least and most factor that a channel's density is multiplied by.
 
     Raises:
-        ValueError: `purity` or a strength is not positive.
+        ValueError: `purity` or a strength is not positive, or `strength` is no range.
     """
 
     def __init__(self, keys: str = LABEL, prob: float = 0.5, purity: float = 0.6, strength: Range = (0.7, 1.4)) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
-        if purity <= 0 or not 0 < strength[0] <= strength[1]:
-            raise ValueError(f"purity and strength must be above 0, got {purity} and {list(strength)}.")
+        if purity <= 0:
+            raise ValueError(f"purity must be above 0, got {purity}.")
+        if len(strength) != 2 or not 0 < strength[0] <= strength[1]:
+            raise ValueError(f"strength must be a range, 0 < least <= most, got {list(strength)}.")
         self.purity, self.strength = purity, strength
 
     def drawn_mixture(self) -> np.ndarray:
@@ -71,7 +73,7 @@ class RandDetailContrastd(RandomizableTransform, MapTransform):
         gains: range of the logarithm (base 2) of the gain at each wavelength of `KNOTS_PX`; linear in between.
 
     Raises:
-        ValueError: not one range for each wavelength.
+        ValueError: not one range, least <= most, for each wavelength.
     """
 
     def __init__(self, keys: str = LABEL, prob: float = 0.5,
@@ -94,19 +96,27 @@ class RandDetailContrastd(RandomizableTransform, MapTransform):
 
 
 def mixed(image: Tensor, mixture: Tensor) -> Tensor:
-    """`image` (3, H, W), uint8, with densities mixed by `mixture` (3, 3); the same type comes out."""
-    density = -(image.float() / 255).clamp(min=DARKEST).log()
-    return to_uint8(torch.einsum("oc,chw->ohw", mixture, density).neg().exp().clamp(0, 1))
+    """`image` (3, H, W), uint8, with densities mixed by `mixture` (3, 3); the same type comes out.
+
+    Raises:
+        TypeError: `image` is not uint8.
+    """
+    density = -from_uint8(image).clamp(min=DARKEST).log()
+    return to_uint8(torch.einsum("oc,chw->ohw", mixture, density).neg().exp())
 
 
 def with_gains(image: Tensor, log2_gains: np.ndarray) -> Tensor:
-    """`image` (3, H, W), uint8, with the gain 2 ** `log2_gains` at each wavelength of `KNOTS_PX`; mean colours stay."""
+    """`image` (3, H, W), uint8, with the gain 2 ** `log2_gains` at each wavelength of `KNOTS_PX`; mean colours stay.
+
+    Raises:
+        TypeError: `image` is not uint8.
+    """
     height, width = image.shape[-2:]
     mirrored = torch.cat([image, image.flip(-1)], -1)
-    mirrored = torch.cat([mirrored, mirrored.flip(-2)], -2).float() / 255
+    mirrored = from_uint8(torch.cat([mirrored, mirrored.flip(-2)], -2))
     frequency = np.hypot(np.fft.fftfreq(2 * height)[:, None], np.fft.rfftfreq(2 * width)[None])
     knots = np.log2(1 / np.array(KNOTS_PX))
     gain = 2 ** np.interp(np.log2(np.maximum(frequency, 1e-6)), knots, log2_gains)
     gain[0, 0] = 1
     spectrum = torch.fft.rfft2(mirrored) * torch.from_numpy(gain).float()
-    return to_uint8(torch.fft.irfft2(spectrum, s=mirrored.shape[-2:])[:, :height, :width].clamp(0, 1))
+    return to_uint8(torch.fft.irfft2(spectrum, s=mirrored.shape[-2:])[:, :height, :width])

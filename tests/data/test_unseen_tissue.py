@@ -113,11 +113,19 @@ def test_draws_repeat_and_prob_is_the_share(transform: type, image: Tensor) -> N
 
 def test_wrong_ranges_are_refused() -> None:
     """One sentence at construction, not a NaN in the thousandth step."""
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="purity must be above 0"):
         RandStainMixd(purity=0.0)
-    with pytest.raises(ValueError, match="above 0"):
-        RandStainMixd(strength=(0.0, 1.0))
+    for strength in ((0.0, 1.0), (1.4, 0.7), (0.7,)):
+        with pytest.raises(ValueError, match="0 < least <= most"):
+            RandStainMixd(strength=strength)
     with pytest.raises(ValueError, match="4 wavelengths"):
         RandDetailContrastd(gains=((0.0, 1.0),))
     with pytest.raises(ValueError, match="4 wavelengths"):
         RandDetailContrastd(gains=((1.0, 0.0),) * 4)
+
+
+def test_other_types_are_refused(image: Tensor) -> None:
+    """Values of [0, 1] taken for levels of 255 would come out black."""
+    for change in (lambda wrong: mixed(wrong, torch.eye(3)), lambda wrong: with_gains(wrong, np.zeros(len(KNOTS_PX)))):
+        with pytest.raises(TypeError, match="must be uint8"):
+            change(image.float() / 255)
