@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,9 +22,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from bundle.conventions import LABEL, from_uint8, plane_positions_um, to_uint8
-from bundle.data.unseen_tissue import RandDetailContrastd, RandStainMixd
+from bundle.conventions import plane_positions_um
 from bundle.evaluation.fields import focal_tiles, list_fields
+from bundle.evaluation.tissues import TISSUES, TISSUES_HELP
 from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
 from bundle.messages import sentence, unwrapped
 from bundle.training.metrics import psnr
@@ -33,22 +32,6 @@ from bundle.training.metrics import psnr
 TILE_PX = 256
 OCTAVES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # cycles a pixel
 REACH_UM = {"in focus": (0.0, 0.1), "0.8 and 1.6 um": (0.1, 2.0), "2.4 to 4.8 um": (2.0, 5.0)}
-
-
-def drawn(transform: type[RandStainMixd] | type[RandDetailContrastd]) -> Callable[[Tensor, int], Tensor]:
-    """What training draws, for every tile once and for all."""
-    def change(sharp: Tensor, number: int) -> Tensor:
-        return from_uint8(transform(prob=1.0).set_random_state(number)({LABEL: to_uint8(sharp)})[LABEL])
-    return change
-
-
-TISSUES: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "own": lambda sharp, number: sharp,
-    "grey": lambda sharp, number: sharp.mean(0, keepdim=True).expand(3, -1, -1).contiguous(),
-    "swapped": lambda sharp, number: sharp.flip(0),
-    "mixed": drawn(RandStainMixd),
-    "contrast": drawn(RandDetailContrastd),
-}
 
 
 def products(result: Tensor, truth: Tensor) -> Tensor:
@@ -95,8 +78,7 @@ def main(typed: list[str] | None = None) -> int:
     parser.add_argument("--split", default="val")
     parser.add_argument("--at-20x", action="store_true", help="2 x 2 pixels of fields of 40x averaged")
     parser.add_argument("--every", type=int, default=7, help="every so many tiles (default 7)")
-    parser.add_argument("--tissue", choices=list(TISSUES), default="own", help="what the fields show: their own "
-                        "colours (default), grey, red and blue swapped, mixed as training draws them; other contrast")
+    parser.add_argument("--tissue", choices=list(TISSUES), default="own", help=TISSUES_HELP)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of the chain (default models/model.pt)")
     arguments = parser.parse_args(typed)
     try:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bundle.conventions import LABEL, from_uint8, to_uint8
 
-DARKEST = 1 / 255
+DARKEST = 1 / 255  # of [0, 1]: black has a density, too
 KNOTS_PX = (128.0, 32.0, 8.0, 2.0)  # wavelengths between which a gain is drawn
 
 Range = Sequence[float]
@@ -70,26 +70,26 @@ class RandDetailContrastd(RandomizableTransform, MapTransform):
     Args:
         keys: images (3, H, W), uint8.
         prob: share of the records that are changed.
-        gains: range of the logarithm (base 2) of the gain at each wavelength of `KNOTS_PX`; linear in between.
+        log2_gains: range of the logarithm (base 2) of the gain at each wavelength of `KNOTS_PX`; linear in between.
 
     Raises:
         ValueError: not one range, least <= most, for each wavelength.
     """
 
     def __init__(self, keys: str = LABEL, prob: float = 0.5,
-                 gains: Sequence[Range] = ((-0.8, 0.5), (-0.4, 0.6), (-0.3, 0.7), (-0.5, 0.3))) -> None:
+                 log2_gains: Sequence[Range] = ((-0.8, 0.5), (-0.4, 0.6), (-0.3, 0.7), (-0.5, 0.3))) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
-        if len(gains) != len(KNOTS_PX) or any(len(each) != 2 or each[0] > each[1] for each in gains):
-            raise ValueError(f"gains must be one range for each of {len(KNOTS_PX)} wavelengths, got {gains}.")
-        self.gains = np.asarray(gains, float)
+        if len(log2_gains) != len(KNOTS_PX) or any(len(each) != 2 or each[0] > each[1] for each in log2_gains):
+            raise ValueError(f"log2_gains must be one range for each of {len(KNOTS_PX)} wavelengths, got {log2_gains}.")
+        self.log2_gains = np.asarray(log2_gains, float)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Record with images of other contrast, or untouched."""
         record = dict(data)
         self.randomize(None)
         if self._do_transform:
-            drawn = self.R.uniform(self.gains[:, 0], self.gains[:, 1])
+            drawn = self.R.uniform(*self.log2_gains.T)
             for key in self.key_iterator(record):
                 record[key] = with_gains(torch.as_tensor(record[key]), drawn)
         return record

@@ -119,9 +119,9 @@ def test_wrong_ranges_are_refused() -> None:
         with pytest.raises(ValueError, match="0 < least <= most"):
             RandStainMixd(strength=strength)
     with pytest.raises(ValueError, match="4 wavelengths"):
-        RandDetailContrastd(gains=((0.0, 1.0),))
+        RandDetailContrastd(log2_gains=((0.0, 1.0),))
     with pytest.raises(ValueError, match="4 wavelengths"):
-        RandDetailContrastd(gains=((1.0, 0.0),) * 4)
+        RandDetailContrastd(log2_gains=((1.0, 0.0),) * 4)
 
 
 def test_other_types_are_refused(image: Tensor) -> None:
