@@ -36,3 +36,30 @@ def test_the_shipped_p_former_gets_more_blocks(script: ModuleType, tmp_path: Pat
     assert torch.equal(deep["output.weight"], shipped) and not deep["encoders.3.4.ffn.project_out.weight"].any()
     assert script.main([str(tmp_path / "deep.pt"), str(tmp_path / "flat.pt"), "--blocks", "1", "1", "1", "1"]) == 1
     assert "all blocks" in capsys.readouterr().err and not (tmp_path / "flat.pt").exists()
+
+
+def test_the_shipped_p_former_gets_more_refinement(script: ModuleType, tmp_path: Path,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    """Blocks behind the decoder, at the finest level; the levels stay as they are, and the function, too."""
+    weights = torch.load(ROOT / "models" / "model.pt", weights_only=True)
+    before = script.size_of(weights, script.PART)
+    more = before.refinement + 1
+    assert script.main([str(ROOT / "models" / "model.pt"), str(tmp_path / "deep.pt"), "--refinement", str(more)]) == 0
+    assert f"blocks {before.blocks}, refinement {more}" in capsys.readouterr().out
+    deep = torch.load(tmp_path / "deep.pt", weights_only=True)
+    assert not deep[f"refinement.{more - 1}.attn.project_out.weight"].any()
+    grown, small = script.p_former(script.size_of(deep, ""), ["compact"]), script.p_former(before, ["compact"])
+    grown.load_state_dict(deep)
+    small.load_state_dict({name.removeprefix(script.PART): value for name, value in weights.items()
+                           if name.startswith(script.PART)})  # fmt: skip
+    image, prompt = torch.rand(1, 3, 64, 64), torch.rand(1, 4, 128)
+    with torch.no_grad():
+        assert torch.equal(grown(image, prompt), small(image, prompt))
+
+
+def test_one_way_of_growing_must_be_named(script: ModuleType, tmp_path: Path) -> None:
+    """Twice the channels and more blocks are two runs; neither is none."""
+    for chosen in ([], ["--twice", "--refinement", "2"]):
+        with pytest.raises(SystemExit, match="2"):
+            script.main([str(ROOT / "models" / "model.pt"), str(tmp_path / "grown.pt"), *chosen])
+    assert not (tmp_path / "grown.pt").exists()
