@@ -1,0 +1,94 @@
+"""Measure how well the shipped estimator tells the distance where tissue is stained otherwise than its training's.
+
+    python scripts/measure_estimator.py ../shared/data/tiles              # the split val
+    python scripts/measure_estimator.py ../shared/data/tiles --at-20x     # the same fields as 20x shows them
+
+Cuts every second tile of 256 px (`--every`) out of sharp fields, shows them in other stains and contrasts
+(bundle/evaluation/tissues.py) and simulates the planes of `make evaluate`. Prints a row for each tissue: mean error,
+Z-accuracy and sign as in `make evaluate`, error of the contrast value, and where planes of both sides are read in the
+mean: nearer to focus than they are, or farther. Two minutes of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from bundle.conventions import plane_positions_um
+from bundle.evaluation.fields import FocalField, focal_tiles, list_fields
+from bundle.evaluation.tissues import TISSUES
+from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
+from bundle.messages import sentence, unwrapped
+from bundle.optics.contrast import contrast_value
+from bundle.prompts.defocus import DefocusEstimator
+from bundle.training.metrics import defocus_figures
+
+TILE_PX = 256
+
+
+@torch.inference_mode()
+def read(estimator: DefocusEstimator, tiles: Sequence[FocalField]) -> Tensor:
+    """Read and true distance, read and true contrast of every plane of every tile, (4, N)."""
+    rows = []
+    for tile in track(tiles, "tiles", console=Console(stderr=True), transient=True):
+        for position in plane_positions_um().tolist():
+            plane, sharp = tile.plane(position)[None], tile.sharp[None]
+            estimate = estimator(plane)
+            contrast = contrast_value(plane, sharp, tile.field.mpp)
+            true_um = tile.defocus_um(position).median()[None]
+            rows.append(torch.stack([estimate.defocus_um, true_um, estimate.contrast, contrast]))
+    return torch.cat(rows, 1)
+
+
+def row(name: str, figures: Tensor) -> str:
+    """One row of the table."""
+    read_um, true_um, contrast, true_contrast = figures
+    found = defocus_figures(read_um, true_um, contrast, true_contrast)
+    outward = ((read_um - true_um) * true_um.sign())[true_um.abs() >= 1]
+    return (f"| {name} | {found.mae_um:.2f} um | {found.z_accuracy:.2f} | {found.sign_accuracy:.0%}"
+            f" | {found.contrast_mae:.3f} | {float(outward.mean()):+.2f} um |")  # fmt: skip
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print a table."""
+    estimator = load_tile_restorer(CONFIG, arguments.weights).requires_grad_(False).prompter.estimator
+    fields = list_fields(arguments.folder, arguments.split, at_20x=arguments.at_20x)
+    tiles = focal_tiles(fields, TILE_PX, arguments.every)
+    shown = [tile.sharp for tile in tiles]
+    print(f"{len(tiles)} tiles of 13 planes\n\n| tissue | mean error | Z-accuracy | sign right | contrast, error"
+          " | beyond 1 um read as farther by |\n|---|---|---|---|---|---|")  # fmt: skip
+    for name, tissue in TISSUES.items():
+        for number, tile in enumerate(tiles):
+            tile.sharp = tissue(shown[number], number)
+        print(row(name, read(estimator, tiles)), flush=True)
+
+
+def main(typed: list[str] | None = None) -> int:
+    """Parse the line above and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="folder of sharp fields")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--at-20x", action="store_true", help="2 x 2 pixels of fields of 40x averaged")
+    parser.add_argument("--every", type=int, default=2, help="every so many tiles (default 2)")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of the chain (default models/model.pt)")
+    arguments = parser.parse_args(typed)
+    torch.set_num_threads(1)
+    try:
+        if arguments.every < 1:
+            raise ValueError(f"--every must be 1 or more, got {arguments.every}.")
+        measure(arguments)
+    except (ValueError, OSError) as error:
+        print(f"measure_estimator.py: {sentence(unwrapped(error))}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
