@@ -1,11 +1,12 @@
 r"""python scripts/grow_p_former.py models/model.pt grown.pt --blocks 1 4 4 6
 
 The P-former of a weights file with more blocks or twice its channels, and the same function: for training that has
-outgrown it. `--refinement 2` gives it more blocks behind the decoder. Then
+outgrown it. `--refinement 3` gives it more blocks behind the decoder. Then
 
     python -m monai.bundle run training --config_file "['configs/train_p_former.json','configs/compact.json']" \
-        --dataset_dir fields --start_weights grown.pt --p_former_blocks "[1,4,4,6]"     # after --twice: --p_former_dim,
-                                                                        # after --refinement: --p_former_refinement
+        --dataset_dir fields --start_weights grown.pt --p_former_blocks "[1,4,4,6]"
+
+After --twice name --p_former_dim in its place, after --refinement --p_former_refinement.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ PART = "p_former."
 class Size(NamedTuple):
     """What a P-former can be grown in."""
 
-    dim: int
-    blocks: Sequence[int]
-    refinement: int
+    dim: int  # channels of the finest level
+    blocks: Sequence[int]  # of the four levels
+    refinement: int  # blocks behind the decoder
 
 
 def p_former(size: Size, overlays: list[str]) -> PFormer:
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     known = parser.parse_args(arguments)
     deeper = known.blocks is not None or known.refinement is not None
     if deeper == known.twice:
-        parser.error("either --twice, or --blocks or --refinement or both.")
+        parser.error("give either --twice alone, or --blocks, --refinement or both of them.")
     try:
         state = read_state(known.weights)
         prefix = PART if any(name.startswith(PART) for name in state) else ""
@@ -80,16 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
             grown = p_former(size._replace(dim=2 * size.dim), known.overlays)
             widen(small, grown, known.seed)
         else:
-            blocks = size.blocks if known.blocks is None else known.blocks
-            refinement = size.refinement if known.refinement is None else known.refinement
-            grown = p_former(Size(size.dim, blocks, refinement), known.overlays)
+            wanted = {name: count for name in ("blocks", "refinement") if (count := getattr(known, name)) is not None}
+            grown = p_former(size._replace(**wanted), known.overlays)
             deepen(small, grown)
         save_whole(grown.state_dict(), known.output)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"grow_p_former.py: {sentence(unwrapped(error))}", file=sys.stderr)
         return 1
-    size = size_of(grown.state_dict(), "")
-    print(f"{known.output}: {size.dim} channels, blocks {size.blocks}, refinement {size.refinement},"
+    grown_size = size_of(grown.state_dict(), "")
+    print(f"{known.output}: {grown_size.dim} channels, blocks {grown_size.blocks}, refinement {grown_size.refinement},"
           f" {sum(value.numel() for value in grown.parameters()):,} parameters")
     return 0
 

@@ -154,14 +154,16 @@ class FocalField:
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def focal_tiles(fields: Sequence[Field], tile_px: int, every: int = 1) -> list[FocalField]:
-    """Every so many square tiles of the fields, row by row, each on a relief of its own; optics of `make evaluate`.
+def focal_tiles(fields: Sequence[Field | RecordedField], tile_px: int, every: int = 1) -> list[FocalField]:
+    """Every so many square tiles of the fields, row by row; optics of `make evaluate`, one relief for each field.
 
     Raises:
-        ValueError: no field holds a tile.
+        ValueError: no field holds a tile, or they are recorded planes.
     """
     tiles = []
     for field in fields:
+        if isinstance(field, RecordedField):
+            raise ValueError(f"tiles are cut out of sharp fields, but {field.name} is a recorded one.")
         sharp = read_field(field)
         for row in range(0, sharp.shape[-2] - tile_px + 1, tile_px):
             for col in range(0, sharp.shape[-1] - tile_px + 1, tile_px):

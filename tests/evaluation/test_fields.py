@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bundle.evaluation.fields import FocalField, focal_tiles, list_fields, read_field
+from bundle.evaluation.recorded import RecordedField
 from bundle.optics.camera import Camera
 from bundle.training.metrics import psnr
 
@@ -102,3 +103,6 @@ def test_tiles_are_cut_row_by_row_and_have_the_planes_of_the_protocol(fields: Pa
     assert torch.equal(tiles[0].plane(1.6), by_hand.plane(1.6))
     with pytest.raises(ValueError, match="one of the fields must be 100 px or more in height and width"):
         focal_tiles([first, second], 100)
+    recorded = RecordedField("scan", first.path, "scan", 0.25, first.path, {})
+    with pytest.raises(ValueError, match="scan is a recorded one"):
+        focal_tiles([recorded], 40)

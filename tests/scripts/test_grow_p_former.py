@@ -6,6 +6,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from bundle.weights import load_weights
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -50,16 +52,23 @@ def test_the_shipped_p_former_gets_more_refinement(script: ModuleType, tmp_path:
     assert not deep[f"refinement.{more - 1}.attn.project_out.weight"].any()
     grown, small = script.p_former(script.size_of(deep, ""), ["compact"]), script.p_former(before, ["compact"])
     grown.load_state_dict(deep)
-    small.load_state_dict({name.removeprefix(script.PART): value for name, value in weights.items()
-                           if name.startswith(script.PART)})  # fmt: skip
-    image, prompt = torch.rand(1, 3, 64, 64), torch.rand(1, 4, 128)
+    load_weights(small, ROOT / "models" / "model.pt", script.PART)
+    generator = torch.Generator().manual_seed(0)
+    image, prompt = torch.rand(1, 3, 64, 64, generator=generator), torch.rand(1, 4, 128, generator=generator)
     with torch.no_grad():
         assert torch.equal(grown(image, prompt), small(image, prompt))
+    both = [str(tmp_path / "deep.pt"), str(tmp_path / "both.pt"), "--blocks", *map(str, before.blocks[:3])]
+    assert script.main([*both, str(before.blocks[3] + 1), "--refinement", str(more + 1)]) == 0
+    assert f"{before.blocks[3] + 1}], refinement {more + 1}" in capsys.readouterr().out
+    assert script.main([str(tmp_path / "deep.pt"), str(tmp_path / "flat.pt"), "--refinement", "0"]) == 1
+    assert "all blocks" in capsys.readouterr().err and not (tmp_path / "flat.pt").exists()
 
 
-def test_one_way_of_growing_must_be_named(script: ModuleType, tmp_path: Path) -> None:
+def test_one_way_of_growing_must_be_named(script: ModuleType, tmp_path: Path,
+                                          capsys: pytest.CaptureFixture[str]) -> None:
     """Twice the channels and more blocks are two runs; neither is none."""
     for chosen in ([], ["--twice", "--refinement", "2"]):
         with pytest.raises(SystemExit, match="2"):
             script.main([str(ROOT / "models" / "model.pt"), str(tmp_path / "grown.pt"), *chosen])
+        assert "give either --twice alone" in capsys.readouterr().err
     assert not (tmp_path / "grown.pt").exists()

@@ -30,7 +30,7 @@ class ReadsHalf(torch.nn.Module):
         self.left = list(true_um)
 
     def forward(self, image: torch.Tensor) -> DefocusEstimate:
-        return DefocusEstimate(image, torch.tensor([self.left.pop(0) / 2]), torch.zeros(1))
+        return DefocusEstimate(image, torch.tensor([self.left.pop(0) / 2]), torch.full((1,), 0.25))
 
 
 def test_every_plane_is_read_beside_its_own_truth(script: ModuleType, folder: Path) -> None:
@@ -40,15 +40,16 @@ def test_every_plane_is_read_beside_its_own_truth(script: ModuleType, folder: Pa
     figures = script.read(ReadsHalf(true_um), tiles)
     assert figures.shape == (4, len(true_um))
     assert torch.allclose(figures[1], torch.tensor(true_um)) and torch.allclose(figures[0], figures[1] / 2)
-    assert figures[3].min() >= 0 and figures[3].max() <= 1
+    assert (figures[2] == 0.25).all()
+    assert int(figures[3].argmax()) == 6 and figures[3][[0, -1]].max() < 0.5  # sharpest in the middle plane
 
 
 def test_a_row_tells_which_way_distances_are_misread(script: ModuleType) -> None:
-    """Both sides are read half a µm nearer to focus, one plane on the wrong side; 0.5 µm away does not count there."""
+    """Both sides are read nearer to focus, one plane on the wrong side; 0.5 µm away does not count there."""
     true_um = torch.tensor([-4.0, -2.0, 0.5, 2.0, 4.0])
-    read_um = torch.tensor([-3.5, -1.5, -0.1, 1.5, 3.5])
+    read_um = torch.tensor([-3.7, -1.5, -0.1, 1.5, 3.5])
     row = script.row("own", torch.stack([read_um, true_um, torch.ones(5), torch.full((5,), 0.75)]))
-    assert row == "| own | 0.52 um | 0.00 | 80% | 0.250 | -0.50 um |"
+    assert row == "| own | 0.48 um | 0.20 | 80% | 0.250 | -0.45 um |"
 
 
 def test_the_shipped_estimator_is_measured_in_every_tissue(script: ModuleType, folder: Path,
@@ -58,6 +59,7 @@ def test_the_shipped_estimator_is_measured_in_every_tissue(script: ModuleType, f
     rows = capsys.readouterr().out.splitlines()
     assert rows[0] == "1 tiles of 13 planes"
     assert [row.split()[1] for row in rows[4:]] == ["own", "grey", "swapped", "mixed", "contrast"]
+    assert len({row.split("|", 2)[2] for row in rows[4:]}) == 5
 
 
 def test_bad_arguments_are_one_sentence(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
+from monai.transforms import RandomizableTransform
 
 from bundle.training.batches import RecordedDefocus
 from tests.training.conftest import ROOT, StageWorkflow
@@ -29,12 +30,15 @@ def test_the_reader_learns_and_the_backbone_stays(tmp_path: Path, stage_workflow
     assert [len(batches) for batches in kept] == [2, 1]
 
 
-def test_its_planes_reach_beyond_the_protocols_and_recorded_ones_take_their_place() -> None:
-    """Where the draws end the distance is read too small; and an overlay must not hand a draw to recorded stacks."""
+def test_it_draws_what_decisions_say_and_recorded_planes_take_its_place() -> None:
+    """A mistyped key says nothing; where the draws end the distance is read too small; recorded stacks have none."""
     parser = ConfigParser()
     parser.read_config([ROOT / file for file in FILES])
     simulate = parser.get_parsed_content("simulate")
-    assert simulate.reach_um == 5.6
+    assert simulate.reach_um == 5.6 and simulate.good_camera_share == 0.6
+    shares = {type(each).__name__: each.prob for each in parser.get_parsed_content("augment").transforms
+              if isinstance(each, RandomizableTransform)}  # fmt: skip
+    assert shares["RandStainMixd"] == 0.5 and shares["RandDetailContrastd"] == 0.15
     assert all(table.reach_um > 5.6 for tables in simulate.tables for table in tables)
     recorded = ConfigParser()
     recorded.read_config([ROOT / file for file in (*FILES[:-1], "configs/focal_stacks.json", FILES[-1])])
