@@ -91,6 +91,7 @@ def focus(
     from bundle.loading import CONFIG, WEIGHTS
     from bundle.slide_job import Recipe
     from bundle.slides.reader import open_image
+    from bundle.wishes import Wishes
 
     refuse_unknown(unknown)
     tally = Tally()
@@ -99,11 +100,13 @@ def focus(
         engine = Recipe(Path(config or CONFIG), Path(weights or WEIGHTS), device, tile_px, batch).engine()
         with progress_bars() as of_image:
             for job in jobs:
+                follow = of_image(job.image.name)
                 with tally.image(job.image), open_image(job.image, plane) as reader:
                     if reader.is_slide:
-                        _focus_slide(engine, reader, job, mpp, overwrite, probes, of_image)
+                        _focus_slide(engine, reader, job, mpp, overwrite, probes, follow)
                     else:
-                        _focus_one(engine.binned_for(reader, None).restorer, reader, job, mpp, overwrite, of_image)
+                        restorer = engine.binned_for(reader, job, Wishes(plane=plane), follow).restorer
+                        _focus_one(restorer, reader, job, mpp, overwrite, follow)
     tally.finish()
 
 
@@ -209,14 +212,14 @@ def experiments(runs: str = "runs", tracking_uri: str = "", port: int = 5000, **
 
 def _focus_one(
     restorer: SlideRestorer, reader: ImageReader, job: Job, mpp: float | None, overwrite: bool,
-    of_image: Callable[[str], Follow],
+    follow: Follow,
 ) -> None:  # fmt: skip
     import numpy as np
 
     from bundle.focus_files import write_focus
 
     mpp = known_mpp(reader, mpp)
-    focus_map = restorer.focus_map(reader, of_image(job.image.name)("tiles"))
+    focus_map = restorer.focus_map(reader, follow("tiles"))
     files = job.results[:2]
     write_focus(focus_map, mpp, job.image.name, files, overwrite)
     distance = float(np.abs(focus_map.defocus_um).mean())
@@ -225,7 +228,7 @@ def _focus_one(
 
 def _focus_slide(
     engine: Engine, reader: ImageReader, job: Job, mpp: float | None, overwrite: bool, probes: int,
-    of_image: Callable[[str], Follow],
+    follow: Follow,
 ) -> None:  # fmt: skip
     import numpy as np
 
@@ -236,7 +239,7 @@ def _focus_slide(
     known_mpp(reader, mpp)
     restorer = engine.restorer
     grid = restorer.grid(reader)
-    estimator, progress = restorer.estimator, of_image(job.image.name)(PLANNING)
+    estimator, progress = restorer.estimator, follow(PLANNING)
     plan = engine.planner.plan(reader, grid, "adaptive", estimator, restorer.device, progress, probes)
     files = [job.results[0], *job.results[2:]]
     write_slide_focus(reader, grid, plan, find_tissue(reader), files, overwrite)

@@ -12,7 +12,7 @@ Any size goes: tiles are padded by reflection to a multiple of the networks' str
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ from bundle.p_former.network import PFormer
 from bundle.prompts.defocus import DefocusEstimator
 from bundle.prompts.mixture import PromptMixture
 from bundle.prompts.prompter import Prompter
-from bundle.prompts.sampling import SamplingReader, binning_of
+from bundle.prompts.sampling import SamplingReader, binning_of, oversampling_of
 
 STAGES = ("p_former", "p_diffusion")
 BINNINGS = (1, 2)  # what was measured
@@ -128,9 +128,13 @@ class TileRestorer(nn.Module):
         """Restored tiles (B, 3, H, W) in [0, 1] of tiles (B, 3, H, W) in [0, 1]; see `restore`."""
         return self.restore(image, location).restored
 
-    def binning_of(self, tiles: Iterable[Tensor]) -> int:
-        """In which binning an image should be restored that has these tiles, each (3, h, w) in [0, 1]."""
-        return 1 if self.sampling is None else binning_of(self.sampling, tiles, self.sampling_threshold)
+    def binning_of(self, tiles: Iterable[Tensor], camera: Callable[[], float] | None = None) -> int:
+        """In which binning an image should be restored; see `bundle.prompts.sampling.binning_of`."""
+        return 1 if self.sampling is None else binning_of(self.sampling, tiles, self.sampling_threshold, camera)
+
+    def oversampling_of(self, tiles: Iterable[Tensor]) -> float:
+        """log2 of what these tiles of a camera say, each (3, h, w) in [0, 1]; 0 where nothing reads it."""
+        return 0.0 if self.sampling is None else oversampling_of(self.sampling, tiles)
 
     def restore(self, image: Tensor, location: Tensor | None = None, binning: int = 1) -> Restoration:
         """Restore tiles and keep what was learned on the way.

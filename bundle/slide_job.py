@@ -53,9 +53,11 @@ class Engine(NamedTuple):
     config: Path
     weights: Path
 
-    def binned_for(self, reader: ImageReader, binning: int | None) -> Engine:
-        """The engine of one image: in `binning`, or as it says itself."""
-        wanted = self.restorer.binning_of(reader) if binning is None else binning
+    def binned_for(self, reader: ImageReader, job: Job, wishes: Wishes, follow: Follow = unfollowed) -> Engine:
+        """The engine of one image: in the binning that is wished, or as it and those of its camera say themselves."""
+        wanted = wishes.binning
+        if wanted is None:
+            wanted = self.restorer.binning_of(reader, job.beside, wishes.plane, follow)
         return self if wanted == self.restorer.binning else self._replace(restorer=self.restorer.binned(wanted))
 
 
@@ -100,7 +102,7 @@ def restore_image(engine: Engine, job: Job, wishes: Wishes, follow: Follow = unf
     with open_image(job.image, wishes.plane) as source:
         reader = source if wishes.strict else MarkingReader(source)
         check_pixel_size(reader, wishes.mpp)
-        engine = engine.binned_for(reader, wishes.binning)
+        engine = engine.binned_for(reader, job, wishes, follow)
         restorer = engine.restorer
         mpp = known_mpp(reader, wishes.mpp)
         work = job_of(reader, engine.weights, engine.config, _settings(engine, reader, wishes),
@@ -199,7 +201,7 @@ def foretell(engine: Engine, job: Job, wishes: Wishes) -> list[str]:
     with open_image(job.image, wishes.plane) as source:
         reader = source if wishes.strict else MarkingReader(source)
         check_pixel_size(reader, wishes.mpp)
-        engine = engine.binned_for(reader, wishes.binning)
+        engine = engine.binned_for(reader, job, wishes)
         restorer = engine.restorer
         known_mpp(reader, wishes.mpp)
         plan = _plan(engine, reader, wishes)

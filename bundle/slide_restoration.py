@@ -13,7 +13,8 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,12 +25,12 @@ from torch.nn import functional
 
 from bundle.beside import WriteBehind
 from bundle.conventions import from_uint8, to_uint8
-from bundle.progress import Progress
+from bundle.progress import Follow, Progress, unfollowed
 from bundle.restoration import PROBES, BinnedEstimator, check_binning
 from bundle.slide_plan import Kind, MapsFocus, SlidePlan, plan_all
 from bundle.slides.grid import Box, TileGrid
 from bundle.slides.ledger import FIGURES
-from bundle.slides.reader import ImageReader
+from bundle.slides.reader import ImageReader, open_image
 from bundle.slides.writer import ImageSink
 from bundle.tile_runs import RunTiles, TileFigures, TileResult, TileRuns
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from bundle.trust.cells import CellStore
     from bundle.trust.gauge import TrustGauge
 
+COMPARING = "images of its camera seen"  # what a progress bar says is under way
 FOCUS_MAP_SIDE_PX = 2048  # a focus map is averaged down to at most this many values a side
 
 
@@ -74,6 +76,14 @@ class FocusMap(NamedTuple):
     scale: int  # image pixels per value, along each side
 
 
+class _Camera(NamedTuple):
+    """Images that are taken for one camera's."""
+
+    shape: tuple[int, int]  # those of another do not count
+    images: tuple[Path, ...]
+    plane: int | None
+
+
 class SlideRestorer:
     """Runs a tile restorer over an image.
 
@@ -104,6 +114,7 @@ class SlideRestorer:
         check_binning(binning)
         TileGrid(1, 1, tile_px, overlap_px)  # states its rules before any image is opened
         self.tile_restorer, self.batch = tile_restorer, batch
+        self._oversampling: dict[_Camera, float] = {}  # log2
         self.tile_px, self.overlap_px, self.block_px, self.binning = tile_px, overlap_px, block_px, binning
         held = next(itertools.chain(tile_restorer.parameters(), tile_restorer.buffers()), torch.zeros(()))
         self.device = held.device
@@ -114,16 +125,44 @@ class SlideRestorer:
         return SlideRestorer(self.tile_restorer, round(self.tile_px * share), round(self.overlap_px * share),
                              self.block_px, self.batch, binning)  # fmt: skip
 
-    def binning_of(self, reader: ImageReader) -> int:
+    def binning_of(self, reader: ImageReader, beside: Sequence[Path] = (), plane: int | None = None,
+                   follow: Follow = unfollowed) -> int:
         """What an image should be restored in, by `PROBES` of its tiles; a slide as it is.
 
         A scanner's camera fits its optics, and says how many µm a pixel has.
+
+        Args:
+            reader: of the image.
+            beside: images that lie beside it, itself among them; those of its size are taken for one camera's, whose
+                oversampling all of them tell (docs/decisions/0016-one-camera.md). What cannot be read tells nothing.
+            plane: see `open_image`.
+            follow: gives the progress of looking at them.
         """
         if reader.is_slide:
             return 1
-        boxes = self.grid(reader).some(PROBES)
-        tiles = (torch.from_numpy(reader.read(*box)).permute(2, 0, 1).contiguous() for box in boxes)
-        return self.tile_restorer.binning_of(from_uint8(tile).to(self.device) for tile in tiles)
+        camera = _Camera(reader.shape, tuple(beside), plane)
+
+        def oversampling() -> float:
+            if camera not in self._oversampling:
+                tiles = self._probed_beside(camera, follow(COMPARING))
+                self._oversampling[camera] = self.tile_restorer.oversampling_of(tiles)
+            return self._oversampling[camera]
+
+        return self.tile_restorer.binning_of(self._probed(reader), oversampling if len(beside) > 1 else None)
+
+    def _probed(self, reader: ImageReader) -> Iterator[Tensor]:
+        """Some tiles of an image, (3, h, w) in [0, 1] each."""
+        for box in self.grid(reader).some(PROBES):
+            tile = torch.from_numpy(reader.read(*box)).permute(2, 0, 1).contiguous()
+            yield from_uint8(tile).to(self.device)
+
+    def _probed_beside(self, camera: _Camera, progress: Progress) -> Iterator[Tensor]:
+        """Some tiles of every image of a camera."""
+        for done, image in enumerate(camera.images):
+            progress(done, len(camera.images))
+            with contextlib.suppress(ValueError, OSError), open_image(image, camera.plane) as reader:
+                if reader.shape == camera.shape and not reader.is_slide:
+                    yield from self._probed(reader)
 
     @property
     def estimator(self) -> MapsFocus:

@@ -29,7 +29,7 @@ class Wishes(NamedTuple):
     samples: int = 1  # of P-diffusion; several want the trust map
     revert_untrusted: str = ""  # to coarse or input; wants the trust map
     associated: bool = False  # label and macro beside the result: they may show a patient's name
-    binning: int | None = None  # 2: as of a camera that oversamples; None: what an image itself says
+    binning: int | None = None  # 2: as of a camera that oversamples; None: what images say
 
     @property
     def judges(self) -> bool:

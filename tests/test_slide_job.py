@@ -49,7 +49,7 @@ class Network(nn.Module):
     def options(self):
         return {"stop_after": self.stop_after, "seed": self.seed, "skip_in_focus": self.skip_in_focus}
 
-    def binning_of(self, tiles):
+    def binning_of(self, tiles, camera=None):
         return 1
 
     def restore(self, image, location, binning=1):

@@ -4,21 +4,23 @@ and the order.
 
 import gc
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from bundle.optics.binning import binned, unbinned
+from bundle.progress import Progress
 from bundle.slide_plan import Kind, SlidePlan
 from bundle.slide_restoration import FOCUS_MAP_SIDE_PX, RestorationStopped, SlideRestorer
 from bundle.slides.grid import Box, TileGrid
 from bundle.slides.pyramid import Record
-from bundle.slides.reader import ImageReader, SlideFacts
+from bundle.slides.reader import ImageReader, SlideFacts, open_image
 from bundle.slides.writer import ImageSink
 
 
@@ -49,7 +51,7 @@ class FakeRestorer(nn.Module):
     def change(self, image: Tensor, location: Tensor) -> Tensor:
         return image
 
-    def binning_of(self, tiles: Iterable[Tensor]) -> int:
+    def binning_of(self, tiles: Iterable[Tensor], camera: object = None) -> int:
         return 1
 
     def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Result:
@@ -177,14 +179,47 @@ def test_the_network_sees_tiles_of_its_size_in_binned_pixels() -> None:
 def test_a_slide_is_never_binned_by_itself() -> None:
     """A scanner's camera fits its optics, whatever one blurred slide looks like."""
     class Oversampled(FakeRestorer):
-        def binning_of(self, tiles: Iterable[Tensor]) -> int:
-            assert all(tile.shape == (3, 64, 64) and float(tile.max()) <= 1 for tile in tiles)
+        def binning_of(self, tiles: Iterable[Tensor], camera: Callable[[], float] | None = None) -> int:
+            assert camera is None and all(tile.shape == (3, 64, 64) and float(tile.max()) <= 1 for tile in tiles)
             return 2
 
     restorer, reader = SlideRestorer(Oversampled(), 64, 16), MemoryReader(field())
     assert restorer.binning_of(reader) == 2
     reader.is_slide = True
     assert restorer.binning_of(reader) == 1
+
+
+def test_images_of_one_size_are_read_as_one_camera_s(tmp_path: Path) -> None:
+    """What one image leaves in doubt twelve may tell; another size, a broken file or a slide must not have a say."""
+    asked = []
+
+    class Oversampled(FakeRestorer):
+        def binning_of(self, tiles: Iterable[Tensor], camera: Callable[[], float] | None = None) -> int:
+            own = max(float(tile.mean()) for tile in tiles)
+            return 2 if (own if camera is None else camera()) > 0.8 else 1
+
+        def oversampling_of(self, tiles: Iterable[Tensor]) -> float:
+            asked.append([round(255 * float(tile.mean())) for tile in tiles])
+            return max(asked[-1]) / 255
+
+    sizes = {"a.png": (64, 64, 40), "b.png": (64, 64, 230), "c.png": (64, 96, 90), "d.png": (96, 64, 250)}
+    for name, (height, width, grey) in sizes.items():
+        Image.fromarray(np.full((height, width, 3), grey, np.uint8)).save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    beside = [tmp_path / name for name in ("a.png", "b.png", "broken.png", "missing.png", "c.png", "d.png")]
+    restorer, phases = SlideRestorer(Oversampled(), 64, 16), []
+
+    def follow(phase: str) -> Progress:
+        return lambda done, total: phases.append((phase, done, total))
+
+    def binning(name: str, images: list[Path]) -> int:
+        with open_image(tmp_path / name) as reader:
+            return restorer.binning_of(reader, images, follow=follow)
+
+    assert [binning(name, beside) for name in ("a.png", "b.png", "c.png", "d.png")] == [2, 2, 1, 2]
+    assert asked == [[40, 230], [90, 90], [250, 250]]  # once for each camera; what was read is known
+    assert phases[:6] == [("images of its camera seen", done, 6) for done in range(6)]
+    assert binning("a.png", []) == binning("a.png", [tmp_path / "a.png"]) == 1
 
 
 def test_noise_tied_to_the_image_passes_the_seams_unharmed() -> None:

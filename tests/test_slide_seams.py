@@ -34,7 +34,7 @@ class Wavering(nn.Module):
         super().__init__()
         self.noise_per_tile, self.stop_after = noise_per_tile, "p_diffusion"
 
-    def binning_of(self, tiles: Iterable[Tensor]) -> int:
+    def binning_of(self, tiles: Iterable[Tensor], camera: object = None) -> int:
         return 1
 
     def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Result:

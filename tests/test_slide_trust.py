@@ -48,7 +48,7 @@ class Network(nn.Module):
     def options(self) -> dict[str, object]:
         return {"stop_after": self.stop_after, "seed": self.seed, "skip_in_focus": self.skip_in_focus}
 
-    def binning_of(self, tiles: Iterable[torch.Tensor]) -> int:
+    def binning_of(self, tiles: Iterable[torch.Tensor], camera: object = None) -> int:
         return 1
 
     def restore(self, image: torch.Tensor, location: torch.Tensor, binning: int = 1) -> Restoration:

@@ -5,15 +5,17 @@
                   or less where it is in doubt
     fine detail   coherence of green with red and blue beyond what pixels of     (B,)
                   twice the size hold: tissue has it, a sensor's noise has none
-    binning       of a whole image, 1 or 2: what `TileRestorer` restores it in
+    binning       of a whole image, 1 or 2: what `TileRestorer` restores it in. Its own fine detail forbids it; the
+                  oversampling is read from all images of its camera that are at hand
 
 Blur, too, takes away fine detail; but it leaves the zeros and the signs of its transfer function, and differs between
-the colours. Not in the paper: docs/decisions/0010-binning.md has what it is worth.
+the colours. Not in the paper: docs/decisions/0010-binning.md and 0016-one-camera.md have what it is worth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,21 +58,45 @@ class SamplingReader(nn.Module):
         return self.spectrum(image)[:, self.spectrum.width // 2:, 0, 0]
 
 
-@torch.inference_mode()
-def binning_of(reader: SamplingReader, tiles: Iterable[Tensor], threshold: float) -> int:
-    """2 where an image oversamples and none of its tiles has fine detail to lose, else 1.
+def binning_of(reader: SamplingReader, tiles: Iterable[Tensor], threshold: float,
+               camera: Callable[[], float] | None = None) -> int:
+    """2 where an image's camera oversamples and none of its own tiles has fine detail to lose, else 1.
 
     Args:
         reader: of one tile.
-        tiles: some of the image's, each (3, h, w) in [0, 1]; a tile's reading counts as much as it has contrast.
-        threshold: of the mean reading, log2 of the oversampling.
+        tiles: some of the image's, each (3, h, w) in [0, 1].
+        threshold: of the oversampling's log2.
+        camera: `oversampling_of` tiles of all images of its camera, asked only where it matters; None: of this one.
     """
-    readings, weights = 0.0, 0.0
-    for tile in tiles:
-        reading, detail = (float(value) for value in reader(tile[None]))
-        if detail > NO_DETAIL:
+    seen = []
+    for one in _each(reader, tiles):
+        if one.detail > NO_DETAIL:
             return 1
-        weight = float(tile.var((-2, -1)).mean())
-        readings += weight * reading
-        weights += weight
-    return 2 if readings > threshold * weights else 1
+        seen.append(one)
+    return 2 if (_mean(seen) if camera is None else camera()) > threshold else 1
+
+
+def oversampling_of(reader: SamplingReader, tiles: Iterable[Tensor]) -> float:
+    """log2 of the oversampling, mean over tiles (3, h, w) in [0, 1]; a tile counts as much as it has contrast."""
+    return _mean(_each(reader, tiles))
+
+
+class _Seen(NamedTuple):
+    reading: float
+    detail: float
+    contrast: float
+
+
+def _each(reader: SamplingReader, tiles: Iterable[Tensor]) -> Iterator[_Seen]:
+    for tile in tiles:
+        with torch.inference_mode():
+            reading, detail = (float(value) for value in reader(tile[None]))
+            yield _Seen(reading, detail, float(tile.var((-2, -1)).mean()))
+
+
+def _mean(seen: Iterable[_Seen]) -> float:
+    readings, weights = 0.0, 0.0
+    for one in seen:
+        readings += one.contrast * one.reading
+        weights += one.contrast
+    return readings / weights if weights else 0.0

@@ -16,6 +16,7 @@ class Job(NamedTuple):
 
     image: Path
     results: list[Path]
+    beside: tuple[Path, ...] = ()  # images of its folder and format that were named with it, and itself
 
 
 class Jobs(NamedTuple):
@@ -47,7 +48,11 @@ def plan_jobs(
                 f"a folder must hold images ({', '.join(IMAGE_SUFFIXES)}), {path} has none."
             )
         found |= dict.fromkeys(members)
-    jobs = [Job(image, results_of(image)) for image in found]
+    beside: dict[tuple[Path, str], list[Path]] = {}
+    for image in found:
+        beside.setdefault((image.parent, image.suffix.lower()), []).append(image)
+    together = {image: group for group in map(tuple, beside.values()) for image in group}
+    jobs = [Job(image, results_of(image), together[image]) for image in found]
     counts = Counter(result for job in jobs for result in job.results)
     planned = Jobs([], [], problems)
     for job in jobs:

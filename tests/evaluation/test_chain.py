@@ -30,7 +30,7 @@ class Mirror(nn.Module):
             restorer=lambda tokens, prompt: tokens + 0.1,
         )
 
-    def binning_of(self, tiles: Iterable[Tensor]) -> int:
+    def binning_of(self, tiles: Iterable[Tensor], camera: object = None) -> int:
         return 1
 
     def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Restoration:

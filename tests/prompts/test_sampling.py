@@ -13,7 +13,7 @@ from bundle.loading import load_tile_restorer
 from bundle.optics.camera import Camera, record
 from bundle.optics.focal_stack import GainTable, simulate_plane
 from bundle.optics.pupil import OPTICS_40X
-from bundle.prompts.sampling import SamplingReader, binning_of
+from bundle.prompts.sampling import SamplingReader, binning_of, oversampling_of
 
 
 class Reads(SamplingReader):
@@ -39,6 +39,8 @@ def test_tiles_count_by_their_contrast() -> None:
     assert binning_of(reader, [glass, glass], 0.3) == 1
     assert binning_of(reader, [torch.full((3, 64, 64), 0.9)], 0.3) == 1  # nothing to read
     assert binning_of(reader, [], 0.3) == 1
+    assert oversampling_of(reader, [tissue, glass, glass, glass]) == pytest.approx(0.7, abs=0.01)
+    assert oversampling_of(reader, [torch.full((3, 64, 64), 0.9)]) == oversampling_of(reader, []) == 0
 
 
 def test_fine_detail_that_the_colours_share_forbids_binning() -> None:
@@ -50,6 +52,11 @@ def test_fine_detail_that_the_colours_share_forbids_binning() -> None:
     assert float(reader(noise[None])[1]) < 0.05 < 0.95 < float(reader(tissue[None])[1])
     assert binning_of(reader, [noise, noise], 0.3) == 2
     assert binning_of(reader, [noise, noise, tissue], 0.3) == 1
+    asked = []
+    for said, expected in ((0.2, 1), (0.4, 2)):  # in place of what the image reads
+        assert binning_of(reader, [noise, noise], 0.3, lambda said=said: said) == expected
+        assert binning_of(reader, [noise, tissue], 0.3, lambda: asked.append(1) or 9.0) == 1
+    assert not asked  # a whole folder need not be read for an image that has detail to lose
     with pytest.raises(ValueError, match="frequencies must be more than 32, got 32"):
         SamplingReader(32)
 
