@@ -63,7 +63,7 @@ def test_p_diffusion_learns_from_what_the_p_former_before_it_ended_with(script: 
     tiles, texture = (json.loads((ROOT / "configs" / f"{name}.json").read_text(encoding="utf-8"))
                       for name in ("tiles", "texture"))  # fmt: skip
     draws = {name: value for name, value in tiles.items() if name.endswith("_share")}
-    assert draws == {name: value for name, value in texture.items() if name != "_desc_"} and len(draws) == 6
+    assert draws == {name: value for name, value in texture.items() if name != "_desc_"} and len(draws) == 7
     commands: list[list[str]] = []
     monkeypatch.setattr(script.subprocess, "run", lambda command, **options: (
         commands.append(command) or subprocess.CompletedProcess(command, 0)))
