@@ -69,8 +69,8 @@ def restore(
         --device NAME        cpu (default) or cuda
         --mpp X              µm per pixel, where the file does not say or is wrong; trained at 0.25 and 0.5
         --binning N          2: restored at several sizes of pixels, averaged, for a camera whose pixels are finer than
-                             what its optics resolve; 1: as it is; default: what the images of a folder and a size
-                             say together, as one camera's, 1 for slides
+                             what its optics resolve; 1: as it is; default: what the images of a folder, a format
+                             and a size say together, but 1 where an image has fine detail to lose, and for slides
         --skip-in-focus      leave what is in focus untouched
         --overwrite          replace results of earlier runs
         --skip-existing      leave results that are there, whatever made them, and restore the others

@@ -115,6 +115,7 @@ class SlideRestorer:
         TileGrid(1, 1, tile_px, overlap_px)  # states its rules before any image is opened
         self.tile_restorer, self.batch = tile_restorer, batch
         self._oversampling: dict[_Camera, float] = {}  # log2
+        self._shapes: dict[Path, tuple[int, int]] = {}  # of images beside others
         self.tile_px, self.overlap_px, self.block_px, self.binning = tile_px, overlap_px, block_px, binning
         held = next(itertools.chain(tile_restorer.parameters(), tile_restorer.buffers()), torch.zeros(()))
         self.device = held.device
@@ -160,9 +161,14 @@ class SlideRestorer:
         """Some tiles of every image of a camera."""
         for done, image in enumerate(camera.images):
             progress(done, len(camera.images))
+            if self._shapes.get(image, camera.shape) != camera.shape:  # to open an image is to decode it
+                continue
+            tiles: list[Tensor] = []
             with contextlib.suppress(ValueError, OSError), open_image(image, camera.plane) as reader:
+                self._shapes[image] = reader.shape
                 if reader.shape == camera.shape and not reader.is_slide:
-                    yield from self._probed(reader)
+                    tiles = list(self._probed(reader))  # all, or none of a damaged one
+            yield from tiles
 
     @property
     def estimator(self) -> MapsFocus:

@@ -166,7 +166,7 @@ class Unchanged(nn.Module):
     def options(self) -> dict[str, object]:
         return {"stop_after": self.stop_after, "seed": self.seed, "skip_in_focus": self.skip_in_focus}
 
-    def binning_of(self, tiles: Iterable[Tensor]) -> int:
+    def binning_of(self, tiles: Iterable[Tensor], camera: object = None) -> int:
         return 1
 
     def restore(self, image: Tensor, location: Tensor, binning: int = 1) -> Result:

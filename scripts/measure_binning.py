@@ -4,7 +4,8 @@
     python scripts/measure_binning.py ../shared/data/tiles --focus-bias 0.25    # planes far from focus, the hard case
 
 Simulates folders of one camera each: an objective, a camera without JPEG and an oversampling, drawn as in
-configs/sampling.json, and images of 256 px at planes of their own out of tiles of sharp fields. Prints for each
+configs/train_defocus.json, and images of 256 px at planes of their own out of tiles of sharp fields whose
+pixels have one size. Prints for each
 oversampling the share of images that are binned if each of them tells it by itself, and if all images of its folder do
 (docs/decisions/0010-binning.md and 0016-one-camera.md). Where it is 1 none should be. A few minutes of one core.
 """
@@ -15,6 +16,7 @@ import argparse
 import math
 import random
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,14 +51,23 @@ def one_camera(oversampling: float, seed: int, focus_bias: float) -> DefocusSimu
 
 def folders(tiles: Sequence[FocalField], oversampling: float, count: int, images: int, focus_bias: float
             ) -> list[list[Tensor]]:  # fmt: skip
-    """Folders of images (3, 256, 256), each of one camera."""
-    made = []
+    """Folders of images (3, 256, 256), each of one camera and of fields of one size of pixels.
+
+    Raises:
+        ValueError: too few tiles have pixels of one size.
+    """
+    shown, made = Counter(tile.field.mpp for tile in tiles), []
+    most = max(shown.values())
+    if most < images:
+        raise ValueError(f"a folder of {images} images needs as many tiles of one pixel size, got {most}.")
     for seed in range(count):
         simulate = one_camera(oversampling, seed, focus_bias)
-        chosen = random.Random(seed).sample(range(len(tiles)), images)
+        draw = random.Random(seed)
+        mpp = draw.choice([tile.field.mpp for tile in tiles if shown[tile.field.mpp] >= images])
+        chosen = draw.sample([at for at, tile in enumerate(tiles) if tile.field.mpp == mpp], images)
         sharp = torch.stack([tiles[at].sharp for at in chosen])
-        mpp = torch.tensor([tiles[at].field.mpp for at in chosen])
-        made.append(list(simulate(sharp, mpp, torch.tensor(chosen) + 1000 * seed).image))
+        seeds = torch.tensor(chosen) + 1000 * seed
+        made.append(list(simulate(sharp, torch.full((len(chosen),), mpp), seeds).image))
     return made
 
 
@@ -66,8 +77,6 @@ def measure(arguments: argparse.Namespace) -> None:
     network = load_tile_restorer(CONFIG, arguments.weights).requires_grad_(False)
     fields = list_fields(arguments.folder, arguments.split, at_20x=arguments.at_20x)
     tiles = focal_tiles(fields, TILE_PX + 2 * MARGIN_PX)
-    if len(tiles) < arguments.images:
-        raise ValueError(f"a folder of {arguments.images} images needs as many tiles, the fields hold {len(tiles)}.")
     print(f"{arguments.count} folders of {arguments.images} images a row, of {len(tiles)} tiles\n\n| oversampling"
           " | binned, each by itself | binned, each with its folder | not binned for their fine detail |\n"
           "|---|---|---|---|")  # fmt: skip

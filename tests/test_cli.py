@@ -60,7 +60,10 @@ class Invert(nn.Module):
         return {"stop_after": self.stop_after, "seed": self.seed, "skip_in_focus": self.skip_in_focus}
 
     def binning_of(self, tiles, camera=None):
-        return 1
+        return 1 if camera is None or camera() < 0.99 else 2
+
+    def oversampling_of(self, tiles):
+        return max(float(tile.mean()) for tile in tiles)
 
     def restore(self, image, location, binning=1):
         seconds = float(os.environ.get("FAKE_SECONDS_A_TILE", "0"))
@@ -143,6 +146,24 @@ def test_a_binned_image_says_so(tmp_path: Path, network: list[str], capsys, binn
     assert main(["restore", str(image), "--output", str(out), "--binning", binning, *network]) == 0
     said = "restored at several sizes of pixels as of a camera that oversamples (--binning 1: at one)"
     assert (said in capsys.readouterr().out) == (binning == "2")
+
+
+@pytest.mark.parametrize("command", ["restore", "focus"])
+def test_images_of_a_folder_say_together_in_which_pixels_they_are_read(tmp_path: Path, network: list[str], capsys,
+                                                                       command: str) -> None:
+    """The white one says of the stand-in's camera that it oversamples; alone nobody says it of the other."""
+    images = tmp_path / "in"
+    one = save(images / "a.tif")
+    results = ["--output", str(tmp_path / "alone")]
+    assert main([command, str(one), *results, *network]) == 0
+    alone = capsys.readouterr().out
+    tifffile.imwrite(images / "b.tif", np.full((90, 120, 3), 255, np.uint8), photometric="rgb")
+    assert main([command, str(images), "--output", str(tmp_path / "both"), *network]) == 0
+    both = capsys.readouterr().out
+    assert "oversamples" not in alone and both.count("oversamples") == (2 if command == "restore" else 0)
+    if command == "focus":
+        maps = [tifffile.imread(tmp_path / name / "a_focus.tif") for name in ("alone", "both")]
+        assert not np.array_equal(*maps)  # as binned pixels show it
 
 
 def test_the_good_images_are_restored_and_the_bad_ones_reported(tmp_path: Path, network: list[str], capsys) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from bundle import slide_restoration
 from bundle.optics.binning import binned, unbinned
 from bundle.progress import Progress
 from bundle.slide_plan import Kind, SlidePlan
@@ -189,9 +190,9 @@ def test_a_slide_is_never_binned_by_itself() -> None:
     assert restorer.binning_of(reader) == 1
 
 
-def test_images_of_one_size_are_read_as_one_camera_s(tmp_path: Path) -> None:
+def test_images_of_one_size_are_read_as_one_camera_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one image leaves in doubt twelve may tell; another size, a broken file or a slide must not have a say."""
-    asked = []
+    asked, opened = [], []
 
     class Oversampled(FakeRestorer):
         def binning_of(self, tiles: Iterable[Tensor], camera: Callable[[], float] | None = None) -> int:
@@ -206,19 +207,32 @@ def test_images_of_one_size_are_read_as_one_camera_s(tmp_path: Path) -> None:
     for name, (height, width, grey) in sizes.items():
         Image.fromarray(np.full((height, width, 3), grey, np.uint8)).save(tmp_path / name)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    beside = [tmp_path / name for name in ("a.png", "b.png", "broken.png", "missing.png", "c.png", "d.png")]
+    Image.fromarray(np.full((64, 64, 3), 250, np.uint8)).save(tmp_path / "slide.png")
+    names = ("a.png", "b.png", "broken.png", "missing.png", "c.png", "d.png", "slide.png")
+    beside = [tmp_path / name for name in names]
     restorer, phases = SlideRestorer(Oversampled(), 64, 16), []
+
+    def opens(path: Path, plane: int | None) -> ImageReader:
+        opened.append((path.name, plane))
+        reader = open_image(path)
+        reader.is_slide = path.name == "slide.png"
+        return reader
+
+    monkeypatch.setattr(slide_restoration, "open_image", opens)
 
     def follow(phase: str) -> Progress:
         return lambda done, total: phases.append((phase, done, total))
 
     def binning(name: str, images: list[Path]) -> int:
         with open_image(tmp_path / name) as reader:
-            return restorer.binning_of(reader, images, follow=follow)
+            return restorer.binning_of(reader, images, plane=3, follow=follow)
 
     assert [binning(name, beside) for name in ("a.png", "b.png", "c.png", "d.png")] == [2, 2, 1, 2]
     assert asked == [[40, 230], [90, 90], [250, 250]]  # once for each camera; what was read is known
-    assert phases[:6] == [("images of its camera seen", done, 6) for done in range(6)]
+    assert phases[:7] == [("images of its camera seen", done, 7) for done in range(7)]
+    assert opened[:7] == [(name, 3) for name in names]
+    later = [name for name, _ in opened[7:]]  # of the others the size is known by now
+    assert later == ["broken.png", "missing.png", "c.png", "broken.png", "missing.png", "d.png"]
     assert binning("a.png", []) == binning("a.png", [tmp_path / "a.png"]) == 1
 
 

@@ -91,7 +91,7 @@ def _each(reader: SamplingReader, tiles: Iterable[Tensor]) -> Iterator[_Seen]:
     for tile in tiles:
         with torch.inference_mode():
             reading, detail = (float(value) for value in reader(tile[None]))
-            yield _Seen(reading, detail, float(tile.var((-2, -1)).mean()))
+        yield _Seen(reading, detail, float(tile.var((-2, -1)).mean()))
 
 
 def _mean(seen: Iterable[_Seen]) -> float:

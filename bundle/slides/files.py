@@ -50,7 +50,7 @@ def plan_jobs(
         found |= dict.fromkeys(members)
     beside: dict[tuple[Path, str], list[Path]] = {}
     for image in found:
-        beside.setdefault((image.parent, image.suffix.lower()), []).append(image)
+        beside.setdefault((image.parent.resolve(), image.suffix.lower()), []).append(image)
     together = {image: group for group in map(tuple, beside.values()) for image in group}
     jobs = [Job(image, results_of(image), together[image]) for image in found]
     counts = Counter(result for job in jobs for result in job.results)
