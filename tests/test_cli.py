@@ -63,7 +63,7 @@ class Invert(nn.Module):
         return 1 if camera is None or camera() < 0.99 else 2
 
     def oversampling_of(self, tiles):
-        return max(float(tile.mean()) for tile in tiles)
+        return max((float(tile.mean()) for tile in tiles), default=0.0)
 
     def restore(self, image, location, binning=1):
         seconds = float(os.environ.get("FAKE_SECONDS_A_TILE", "0"))
