@@ -72,7 +72,7 @@ def focus(
     NAME_focus.tif, signed float32 µm, positive above best focus; large images are averaged to 2048 values a side.
     Of a slide's tissue some tiles are looked at: NAME_focus.png, NAME_focus.geojson (outlines of tissue and of its
     tiles by kind, for QuPath) and NAME_focus.csv (one line a tile), in seconds. Pixels of a camera that oversamples are
-    taken together first, which the images of a folder, a format and a size say together.
+    taken together first; whether it does, the images of a folder, a format and a size say together.
 
         --output DIR      folder of the results, made if needed (default: the folder you are in)
         --plane N         which focal plane of a z-stack, from 0

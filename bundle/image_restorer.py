@@ -5,8 +5,7 @@
     tensor        (3, H, W) or (B, 3, H, W), uint8 0..255 or floating [0, 1], on any device
 
 What comes back has the type, the dtype, the shape and the device of what went in. Pictures of any size go by
-overlapping tiles, as in `mop restore`: an 8-bit picture gets the very pixels that the command writes
-of it alone.
+overlapping tiles, as in `mop restore`: an 8-bit picture gets the very pixels that the command writes of it alone.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from bundle.p_former.network import PFormer
 from bundle.prompts.defocus import DefocusEstimator
 from bundle.prompts.mixture import PromptMixture
 from bundle.prompts.prompter import Prompter
-from bundle.prompts.sampling import SamplingReader, binning_of, oversampling_of
+from bundle.prompts.sampling import SamplingReader, binning_of, log2_oversampling_of
 
 STAGES = ("p_former", "p_diffusion")
 BINNINGS = (1, 2)  # what was measured
@@ -132,9 +132,9 @@ class TileRestorer(nn.Module):
         """In which binning an image should be restored; see `bundle.prompts.sampling.binning_of`."""
         return 1 if self.sampling is None else binning_of(self.sampling, tiles, self.sampling_threshold, camera)
 
-    def oversampling_of(self, tiles: Iterable[Tensor]) -> float:
+    def log2_oversampling_of(self, tiles: Iterable[Tensor]) -> float:
         """log2 of what these tiles of a camera say, each (3, h, w) in [0, 1]; 0 where nothing reads it."""
-        return 0.0 if self.sampling is None else oversampling_of(self.sampling, tiles)
+        return 0.0 if self.sampling is None else log2_oversampling_of(self.sampling, tiles)
 
     def restore(self, image: Tensor, location: Tensor | None = None, binning: int = 1) -> Restoration:
         """Restore tiles and keep what was learned on the way.

@@ -114,7 +114,7 @@ class SlideRestorer:
         check_binning(binning)
         TileGrid(1, 1, tile_px, overlap_px)  # states its rules before any image is opened
         self.tile_restorer, self.batch = tile_restorer, batch
-        self._oversampling: dict[_Camera, float] = {}  # log2
+        self._log2_oversampling: dict[_Camera, float] = {}
         self._shapes: dict[Path, tuple[int, int]] = {}  # of images beside others
         self.tile_px, self.overlap_px, self.block_px, self.binning = tile_px, overlap_px, block_px, binning
         held = next(itertools.chain(tile_restorer.parameters(), tile_restorer.buffers()), torch.zeros(()))
@@ -143,13 +143,13 @@ class SlideRestorer:
             return 1
         camera = _Camera(reader.shape, tuple(beside), plane)
 
-        def oversampling() -> float:
-            if camera not in self._oversampling:
+        def log2_oversampling() -> float:
+            if camera not in self._log2_oversampling:
                 tiles = self._probed_beside(camera, follow(COMPARING))
-                self._oversampling[camera] = self.tile_restorer.oversampling_of(tiles)
-            return self._oversampling[camera]
+                self._log2_oversampling[camera] = self.tile_restorer.log2_oversampling_of(tiles)
+            return self._log2_oversampling[camera]
 
-        return self.tile_restorer.binning_of(self._probed(reader), oversampling if len(beside) > 1 else None)
+        return self.tile_restorer.binning_of(self._probed(reader), log2_oversampling if len(beside) > 1 else None)
 
     def _probed(self, reader: ImageReader) -> Iterator[Tensor]:
         """Some tiles of an image, (3, h, w) in [0, 1] each."""

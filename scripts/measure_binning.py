@@ -84,7 +84,7 @@ def measure(arguments: argparse.Namespace) -> None:
         made = folders(tiles, oversampling, arguments.count, arguments.images, arguments.focus_bias)
         alone, together, detailed = 0, 0, 0
         for images in track(made, "folders", console=Console(stderr=True), transient=True):
-            said = network.oversampling_of(images)
+            said = network.log2_oversampling_of(images)
             for image in images:
                 alone += network.binning_of([image]) > 1
                 together += network.binning_of([image], lambda said=said: said) > 1

@@ -62,7 +62,7 @@ class Invert(nn.Module):
     def binning_of(self, tiles, camera=None):
         return 1 if camera is None or camera() < 0.99 else 2
 
-    def oversampling_of(self, tiles):
+    def log2_oversampling_of(self, tiles):
         return max((float(tile.mean()) for tile in tiles), default=0.0)
 
     def restore(self, image, location, binning=1):

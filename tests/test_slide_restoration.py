@@ -199,7 +199,7 @@ def test_images_of_one_size_are_read_as_one_camera_s(tmp_path: Path, monkeypatch
             own = max(float(tile.mean()) for tile in tiles)
             return 2 if (own if camera is None else camera()) > 0.8 else 1
 
-        def oversampling_of(self, tiles: Iterable[Tensor]) -> float:
+        def log2_oversampling_of(self, tiles: Iterable[Tensor]) -> float:
             asked.append([round(255 * float(tile.mean())) for tile in tiles])
             return max(asked[-1]) / 255
 

@@ -66,7 +66,7 @@ def binning_of(reader: SamplingReader, tiles: Iterable[Tensor], threshold: float
         reader: of one tile.
         tiles: some of the image's, each (3, h, w) in [0, 1].
         threshold: of the oversampling's log2.
-        camera: `oversampling_of` tiles of all images of its camera, asked only where it matters; None: of this one.
+        camera: `log2_oversampling_of` tiles of all images of its camera, asked only where it counts; None: of this one.
     """
     seen = []
     for one in _each(reader, tiles):
@@ -76,7 +76,7 @@ def binning_of(reader: SamplingReader, tiles: Iterable[Tensor], threshold: float
     return 2 if (_mean(seen) if camera is None else camera()) > threshold else 1
 
 
-def oversampling_of(reader: SamplingReader, tiles: Iterable[Tensor]) -> float:
+def log2_oversampling_of(reader: SamplingReader, tiles: Iterable[Tensor]) -> float:
     """log2 of the oversampling, mean over tiles (3, h, w) in [0, 1]; a tile counts as much as it has contrast."""
     return _mean(_each(reader, tiles))
 

@@ -13,7 +13,7 @@ from bundle.loading import load_tile_restorer
 from bundle.optics.camera import Camera, record
 from bundle.optics.focal_stack import GainTable, simulate_plane
 from bundle.optics.pupil import OPTICS_40X
-from bundle.prompts.sampling import SamplingReader, binning_of, oversampling_of
+from bundle.prompts.sampling import SamplingReader, binning_of, log2_oversampling_of
 
 
 class Reads(SamplingReader):
@@ -39,8 +39,8 @@ def test_tiles_count_by_their_contrast() -> None:
     assert binning_of(reader, [glass, glass], 0.3) == 1
     assert binning_of(reader, [torch.full((3, 64, 64), 0.9)], 0.3) == 1  # nothing to read
     assert binning_of(reader, [], 0.3) == 1
-    assert oversampling_of(reader, [tissue, glass, glass, glass]) == pytest.approx(0.7, abs=0.01)
-    assert oversampling_of(reader, [torch.full((3, 64, 64), 0.9)]) == oversampling_of(reader, []) == 0
+    assert log2_oversampling_of(reader, [tissue, glass, glass, glass]) == pytest.approx(0.7, abs=0.01)
+    assert log2_oversampling_of(reader, [torch.full((3, 64, 64), 0.9)]) == log2_oversampling_of(reader, []) == 0
 
 
 def test_fine_detail_that_the_colours_share_forbids_binning() -> None:
