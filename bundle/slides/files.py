@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from bundle.slides.reader import DICOM_FOLDER, DICOM_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, TIFF_SUFFIXES
+from bundle.slides.reader import (
+    DICOM_FOLDER,
+    DICOM_SUFFIXES,
+    IMAGE_SUFFIXES,
+    JPEG_SUFFIXES,
+    RASTER_SUFFIXES,
+    TIFF_SUFFIXES,
+)
 from bundle.slides.writer import ZARR_SUFFIX
 
 
@@ -50,7 +57,7 @@ def plan_jobs(
         found |= dict.fromkeys(members)
     beside: dict[tuple[Path, str], list[Path]] = {}
     for image in found:
-        beside.setdefault((image.parent.resolve(), image.suffix.lower()), []).append(image)
+        beside.setdefault((image.parent.resolve(), _format(image)), []).append(image)
     together = {image: group for group in map(tuple, beside.values()) for image in group}
     jobs = [Job(image, results_of(image), together[image]) for image in found]
     counts = Counter(result for job in jobs for result in job.results)
@@ -63,6 +70,12 @@ def plan_jobs(
         else:
             (planned.finished if finished else planned.allowed).append(job)
     return planned
+
+
+def _format(image: Path) -> tuple[str, ...]:
+    """The spellings of its suffix: .jpg and .jpeg are one format."""
+    suffix = image.suffix.lower()
+    return next((spellings for spellings in (JPEG_SUFFIXES, TIFF_SUFFIXES) if suffix in spellings), (suffix,))
 
 
 def _images_in(folder: Path) -> list[Path]:

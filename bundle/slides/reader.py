@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 MIN_SIDE_PX = 32  # one cell of the defocus estimator: below it there is no detail to judge focus by
 MAX_PIXELS = 500_000_000  # of a PNG or JPEG, which is decoded whole: 1.5 GB; a TIFF has no limit
-RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+RASTER_SUFFIXES = (".png", *JPEG_SUFFIXES)
 TIFF_SUFFIXES = (".tif", ".tiff")
 SCANNER_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
 DICOM_SUFFIXES = (".dcm",)

@@ -9,16 +9,17 @@ from bundle.slides.files import plan_jobs
 
 def test_images_of_one_folder_and_format_lie_beside_each_other(tmp_path: Path) -> None:
     """One camera wrote them. What is finished counts as before: a run that goes on must judge as the first one did."""
-    for name in ("a/1.png", "a/2.PNG", "a/3.jpg", "b/1.png", "out/1.png"):
+    for name in ("a/1.png", "a/2.PNG", "a/3.jpg", "a/4.JPEG", "b/1.png", "out/1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     images = [str(tmp_path / name) for name in ("a", "b/1.png")]
     first = plan_jobs(images[:1], lambda image: [tmp_path / "new" / image.name], overwrite=False)
-    pngs, jpegs = (tmp_path / "a" / "1.png", tmp_path / "a" / "2.PNG"), (tmp_path / "a" / "3.jpg",)
-    assert [job.beside for job in first.allowed] == [pngs, pngs, jpegs]
+    pngs = (tmp_path / "a" / "1.png", tmp_path / "a" / "2.PNG")
+    jpegs = (tmp_path / "a" / "3.jpg", tmp_path / "a" / "4.JPEG")
+    assert [job.beside for job in first.allowed] == [pngs, pngs, jpegs, jpegs]
     later = plan_jobs(images[:1], lambda image: [tmp_path / "out" / image.name], overwrite=False, skip_existing=True)
-    assert [job.beside for job in later.finished + later.allowed] == [pngs, pngs, jpegs]
+    assert [job.beside for job in later.finished + later.allowed] == [pngs, pngs, jpegs, jpegs]
     again = plan_jobs(images[:1], lambda image: [tmp_path / "out" / image.name], overwrite=False)
-    assert len(again.problems) == 1 and [job.beside for job in again.allowed] == [pngs, jpegs]
+    assert len(again.problems) == 1 and [job.beside for job in again.allowed] == [pngs, jpegs, jpegs]
     other = plan_jobs(images[1:], lambda image: [tmp_path / "new" / image.name], overwrite=False)
     assert [job.beside for job in other.allowed] == [(tmp_path / "b" / "1.png",)]
