@@ -15,8 +15,8 @@ from bundle.conventions import LABEL, MPP
 class RandCropAtMagnificationd(RandomizableTransform, MapTransform):
     """A random crop, of 40x fields at times as 20x shows them: twice as wide, 2x2 pixels averaged, mpp doubled.
 
-    Other crops are at times shrunk while their mpp is kept: tissue finer than the training fields', so that fine detail
-    in itself does not mean focus.
+    Other crops are at times shrunk or enlarged while their mpp is kept: tissue finer and softer than the training
+    fields', so that neither fine detail in itself means focus nor its lack defocus.
 
     Args:
         keys: images (3, H, W), uint8.
@@ -24,13 +24,15 @@ class RandCropAtMagnificationd(RandomizableTransform, MapTransform):
         halve_share: share of the crops of fields finer than `finest_mpp` that are shown at half their resolution.
         finest_mpp: µm per pixel from which on a field counts as 20x.
         shrink_share: share of the other crops that are shrunk, 1 to 2 times.
+        enlarge_share: share of the other crops that are enlarged, 1 to 2 times.
     """
 
     def __init__(self, keys: str = LABEL, size_px: int = 320, halve_share: float = 0.25, finest_mpp: float = 0.36,
-                 shrink_share: float = 0.0) -> None:
+                 shrink_share: float = 0.0, enlarge_share: float = 0.0) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, halve_share)
-        self.size_px, self.finest_mpp, self.shrink_share = size_px, finest_mpp, shrink_share
+        self.size_px, self.finest_mpp, self.shrink_share, self.enlarge_share = (
+            size_px, finest_mpp, shrink_share, enlarge_share)  # fmt: skip
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Record with crops (3, size_px, size_px), uint8, and its mpp.
@@ -40,7 +42,7 @@ class RandCropAtMagnificationd(RandomizableTransform, MapTransform):
         """
         record = dict(data)
         self.randomize(None)
-        shrink = self.R.uniform(1, 2) if self.R.rand() < self.shrink_share else 1.0
+        shrink = self._shrink()
         for key in self.key_iterator(record):
             image = torch.as_tensor(record[key])
             shortest = min(image.shape[-2:])
@@ -53,9 +55,18 @@ class RandCropAtMagnificationd(RandomizableTransform, MapTransform):
             if halve:
                 crop = functional.avg_pool2d(crop[None].float(), 2)[0].round().to(torch.uint8)
                 record[MPP] = record[MPP] * 2
-            elif side > self.size_px:
-                size = (self.size_px, self.size_px)
-                crop = functional.interpolate(crop[None].float(), size, mode="bilinear", antialias=True)[0]
+            elif side != self.size_px:
+                size, mode = (self.size_px, self.size_px), "bilinear" if side > self.size_px else "bicubic"
+                crop = functional.interpolate(crop[None].float(), size, mode=mode, antialias=True)[0]
                 crop = crop.round().clamp(0, 255).to(torch.uint8)
             record[key] = crop
         return record
+
+    def _shrink(self) -> float:
+        """How many times wider a crop is than what comes out, where it is not halved."""
+        kind = self.R.rand()
+        if kind < self.shrink_share:
+            return float(self.R.uniform(1, 2))
+        if kind < self.shrink_share + self.enlarge_share:
+            return 1 / float(self.R.uniform(1, 2))
+        return 1.0

@@ -76,6 +76,20 @@ def test_shrunk_crops_show_more_tissue_at_the_same_scale_and_size() -> None:
     assert 1.0 <= min(steps) < 1.25 and 1.75 < max(steps) <= 2.05
 
 
+def test_enlarged_crops_show_softer_tissue_at_the_same_scale_and_size() -> None:
+    """Who has only seen crisp truths takes a soft sharp field for a blurred one, and sharpens it."""
+    ramp = torch.arange(120, dtype=torch.uint8).expand(3, 90, 120).contiguous()  # one level a pixel
+    crop = RandCropAtMagnificationd("label", size_px=32, halve_share=0.0, shrink_share=0.3, enlarge_share=0.4)
+    crop.set_random_state(0)
+    drawn = [crop({"label": ramp, "mpp": 0.25}) for _ in range(200)]
+    assert all(record["mpp"] == 0.25 and record["label"].shape == (3, 32, 32) for record in drawn)
+    steps = [float(record["label"][0, 5].float().diff()[4:-4].mean()) for record in drawn]
+    enlarged, shrunk = sum(step < 0.97 for step in steps), sum(step > 1.03 for step in steps)
+    assert 0.45 < min(steps) < 0.6 and 60 < enlarged < 100 and 40 < shrunk < 80
+    halved = RandCropAtMagnificationd("label", size_px=32, halve_share=1.0, enlarge_share=1.0)(FIELDS[0])
+    assert halved["mpp"] == 0.5
+
+
 def test_a_field_smaller_than_the_crop_is_refused() -> None:
     """Padding would show the networks invented tissue."""
     with pytest.raises(ValueError, match="at least 100 px a side to be cropped, got 90"):
