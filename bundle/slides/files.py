@@ -72,10 +72,10 @@ def plan_jobs(
     return planned
 
 
-def _format(image: Path) -> tuple[str, ...]:
-    """The spellings of its suffix: .jpg and .jpeg are one format."""
+def _format(image: Path) -> str:
+    """Its suffix in one spelling: .jpg and .jpeg are one format."""
     suffix = image.suffix.lower()
-    return next((spellings for spellings in (JPEG_SUFFIXES, TIFF_SUFFIXES) if suffix in spellings), (suffix,))
+    return next((spellings[0] for spellings in (JPEG_SUFFIXES, TIFF_SUFFIXES) if suffix in spellings), suffix)
 
 
 def _images_in(folder: Path) -> list[Path]:
