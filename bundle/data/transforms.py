@@ -25,14 +25,20 @@ class RandCropAtMagnificationd(RandomizableTransform, MapTransform):
         finest_mpp: µm per pixel from which on a field counts as 20x.
         shrink_share: share of the other crops that are shrunk, 1 to 2 times.
         enlarge_share: share of the other crops that are enlarged, 1 to 2 times.
+
+    Raises:
+        ValueError: `shrink_share` and `enlarge_share` are together more than 1.
     """
 
     def __init__(self, keys: str = LABEL, size_px: int = 320, halve_share: float = 0.25, finest_mpp: float = 0.36,
                  shrink_share: float = 0.0, enlarge_share: float = 0.0) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, halve_share)
-        self.size_px, self.finest_mpp, self.shrink_share, self.enlarge_share = (
-            size_px, finest_mpp, shrink_share, enlarge_share)  # fmt: skip
+        if shrink_share + enlarge_share > 1:
+            raise ValueError(f"shrink_share and enlarge_share must be at most 1 together, got {shrink_share} and "
+                             f"{enlarge_share}.")
+        self.size_px, self.finest_mpp = size_px, finest_mpp
+        self.shrink_share, self.enlarge_share = shrink_share, enlarge_share
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Record with crops (3, size_px, size_px), uint8, and its mpp.

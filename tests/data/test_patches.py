@@ -88,6 +88,8 @@ def test_enlarged_crops_show_softer_tissue_at_the_same_scale_and_size() -> None:
     assert 0.45 < min(steps) < 0.6 and 60 < enlarged < 100 and 40 < shrunk < 80
     halved = RandCropAtMagnificationd("label", size_px=32, halve_share=1.0, enlarge_share=1.0)(FIELDS[0])
     assert halved["mpp"] == 0.5
+    with pytest.raises(ValueError, match=r"at most 1 together, got 0\.7 and 0\.4"):
+        RandCropAtMagnificationd("label", size_px=32, shrink_share=0.7, enlarge_share=0.4)
 
 
 def test_a_field_smaller_than_the_crop_is_refused() -> None:
