@@ -15,8 +15,8 @@ from bundle.conventions import LABEL, MPP
 class RandCropAtMagnificationd(RandomizableTransform, MapTransform):
     """A random crop, of 40x fields at times as 20x shows them: twice as wide, 2x2 pixels averaged, mpp doubled.
 
-    Other crops are at times shrunk or enlarged while their mpp is kept: tissue finer and softer than the training
-    fields', so that neither fine detail in itself means focus nor its lack defocus.
+    Other crops are at times shrunk or enlarged while their mpp is kept: tissue finer or softer than the training
+    fields', so that neither fine detail in itself should mean focus nor its lack defocus.
 
     Args:
         keys: images (3, H, W), uint8.

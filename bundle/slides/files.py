@@ -73,7 +73,7 @@ def plan_jobs(
 
 
 def _format(image: Path) -> str:
-    """Its suffix in one spelling: .jpg and .jpeg are one format."""
+    """Its suffix in one spelling: .jpg and .jpeg are one format, .tif and .tiff another."""
     suffix = image.suffix.lower()
     return next((spellings[0] for spellings in (JPEG_SUFFIXES, TIFF_SUFFIXES) if suffix in spellings), suffix)
 

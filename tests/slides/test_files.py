@@ -9,7 +9,8 @@ from bundle.slides.files import plan_jobs
 
 def test_images_of_one_folder_and_format_lie_beside_each_other(tmp_path: Path) -> None:
     """One camera wrote them. What is finished counts as before: a run that goes on must judge as the first one did."""
-    for name in ("a/1.png", "a/2.PNG", "a/3.jpg", "a/4.JPEG", "b/1.png", "out/1.png"):
+    names = "a/1.png a/2.PNG a/3.jpg a/4.JPEG b/1.png c/1.tif c/2.tiff c/3.ome.tiff out/1.png"
+    for name in names.split():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     images = [str(tmp_path / name) for name in ("a", "b/1.png")]
@@ -23,3 +24,5 @@ def test_images_of_one_folder_and_format_lie_beside_each_other(tmp_path: Path) -
     assert len(again.problems) == 1 and [job.beside for job in again.allowed] == [pngs, jpegs, jpegs]
     other = plan_jobs(images[1:], lambda image: [tmp_path / "new" / image.name], overwrite=False)
     assert [job.beside for job in other.allowed] == [(tmp_path / "b" / "1.png",)]
+    tiffs = plan_jobs([str(tmp_path / "c")], lambda image: [tmp_path / "new" / image.name], overwrite=False)
+    assert [len(job.beside) for job in tiffs.allowed] == [3, 3, 3]
