@@ -48,14 +48,14 @@ class RandCropAtMagnificationd(RandomizableTransform, MapTransform):
         """
         record = dict(data)
         self.randomize(None)
-        shrink = self._shrink()
+        times_wider = self._times_wider()
         for key in self.key_iterator(record):
             image = torch.as_tensor(record[key])
             shortest = min(image.shape[-2:])
             if shortest < self.size_px:
                 raise ValueError(f"fields must be at least {self.size_px} px a side to be cropped, got {shortest} px.")
             halve = self._do_transform and record[MPP] < self.finest_mpp and shortest >= 2 * self.size_px
-            side = 2 * self.size_px if halve else min(shortest, round(self.size_px * shrink))
+            side = 2 * self.size_px if halve else min(shortest, round(self.size_px * times_wider))
             row, column = (self.R.randint(length - side + 1) for length in image.shape[-2:])
             crop = image[:, row:row + side, column:column + side]
             if halve:
@@ -68,8 +68,8 @@ class RandCropAtMagnificationd(RandomizableTransform, MapTransform):
             record[key] = crop
         return record
 
-    def _shrink(self) -> float:
-        """How many times wider a crop is than what comes out, where it is not halved."""
+    def _times_wider(self) -> float:
+        """Side of a crop over that of what comes out, where it is not halved."""
         kind = self.R.rand()
         if kind < self.shrink_share:
             return float(self.R.uniform(1, 2))
