@@ -24,6 +24,7 @@ from bundle.conventions import IMAGE, to_uint8
 from bundle.restoration import PROBES, TileRestorer
 from bundle.slides.blend import BlockBlend
 from bundle.slides.grid import TileGrid
+from bundle.slides.reader import PICTURE_SUFFIXES
 from bundle.slides.whole_files import replace_when_done
 
 
@@ -125,8 +126,7 @@ def image_records(folder: str | Path) -> list[dict[str, str]]:
         FileNotFoundError: no such folder, or no PNG, JPEG or TIFF in it.
         ValueError: two images whose results would have one name.
     """
-    suffixes = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
-    found = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in suffixes)
+    found = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
     if not found:
         raise FileNotFoundError(f"a folder of images must hold PNG, JPEG or TIFF files, got none in {folder}.")
     for one, other in itertools.pairwise(sorted(found, key=lambda path: path.stem)):

@@ -24,12 +24,12 @@ from typing import NamedTuple
 
 from bundle.data.focal_stacks import DRAWN, StackSource
 from bundle.data.splits import TESTING, TRAINING, VALIDATION, natural_order
-from bundle.slides.reader import RASTER_SUFFIXES, SCANNER_SUFFIXES, TIFF_SUFFIXES
+from bundle.slides.reader import PICTURE_SUFFIXES, SCANNER_SUFFIXES, TIFF_SUFFIXES
 
 NIFTI_SUFFIXES, DICOM_SUFFIX = (".nii", ".nii.gz"), ".dcm"
 FUSED = re.compile(r"Z_.+\.jpe?g", re.IGNORECASE)  # the authors' fused images
 LISTS = {"train": TRAINING, "val": VALIDATION, "test": TESTING}  # how a list's name starts
-PLANE_SUFFIXES = RASTER_SUFFIXES + TIFF_SUFFIXES + SCANNER_SUFFIXES
+PLANE_SUFFIXES = PICTURE_SUFFIXES + SCANNER_SUFFIXES
 SUFFIX = re.compile(r"(\.ome)?\.(nii\.gz|" + "|".join(suffix[1:] for suffix in (*PLANE_SUFFIXES, ".nii", DICOM_SUFFIX))
                     + ")$", re.IGNORECASE)
 PARTS = ("patient", "slide", "field", "plane")

@@ -29,7 +29,7 @@ from bundle.optics.camera import Camera, record
 from bundle.optics.focal_stack import GainTable, random_relief_um, simulate_plane
 from bundle.optics.pupil import COARSE_MPP, Optics, standard_optics
 from bundle.slides.grid import centred
-from bundle.slides.reader import RASTER_SUFFIXES, TIFF_SUFFIXES, open_image
+from bundle.slides.reader import PICTURE_SUFFIXES, open_image
 
 RELIEF_UM, JPEG_QUALITY = 0.8, 90  # of the protocol, as configs/evaluate.json has them
 
@@ -86,7 +86,7 @@ def _sharp_fields(folder: Path, split: str, mpp: float) -> list[Field]:
     """The fields as their files show them."""
     index = folder / INDEX
     if not index.is_file():
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in RASTER_SUFFIXES + TIFF_SUFFIXES)
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
         if not files:
             raise ValueError(f"a folder of fields must hold {INDEX} or images, {folder} holds neither.")
         return [Field(path.name, path, path.stem, mpp) for path in files]

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bundle.conventions import from_uint8
-from bundle.slides.reader import open_image
+from bundle.slides.reader import PICTURE_SUFFIXES, open_image
 from bundle.weights import load_weights, save_whole
 
 FOLDS, BATCH = 5, 16
-SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = ("", *PICTURE_SUFFIXES)
 
 
 class LabelledTile(NamedTuple):

@@ -12,7 +12,7 @@ from bundle.slides.reader import (
     DICOM_SUFFIXES,
     IMAGE_SUFFIXES,
     JPEG_SUFFIXES,
-    RASTER_SUFFIXES,
+    PICTURE_SUFFIXES,
     TIFF_SUFFIXES,
 )
 from bundle.slides.writer import ZARR_SUFFIX
@@ -94,12 +94,12 @@ def result_of(image: Path, output: Path) -> Path:
 
     A result keeps its input's name where that format is written; slides of other formats become OME-TIFF.
     """
-    written, suffix = RASTER_SUFFIXES + TIFF_SUFFIXES, output.suffix.lower()
+    suffix = output.suffix.lower()
     if suffix in DICOM_SUFFIXES and not output.is_dir():
         raise ValueError(f"a DICOM result is a folder, NAME{DICOM_FOLDER}, got {output.name}.")
-    if suffix in (ZARR_SUFFIX, DICOM_FOLDER) or (suffix in written and not output.is_dir()):
+    if suffix in (ZARR_SUFFIX, DICOM_FOLDER) or (suffix in PICTURE_SUFFIXES and not output.is_dir()):
         return output
-    if image.suffix.lower() in written:
+    if image.suffix.lower() in PICTURE_SUFFIXES:
         return output / image.name
     return output / f"{image.name.removesuffix(image.suffix)}.ome.tiff"
 

@@ -23,7 +23,7 @@ from bundle.slides.grid import Box
 from bundle.slides.jpeg_tiles import JpegTiles
 from bundle.slides.ledger import FIGURES, BlockLedger, drop_unfinished, is_remainder
 from bundle.slides.pyramid import Encoding, Record, told, write_pyramid
-from bundle.slides.reader import DICOM_FOLDER, RASTER_SUFFIXES, TIFF_SUFFIXES, ImageReader
+from bundle.slides.reader import DICOM_FOLDER, PICTURE_SUFFIXES, RASTER_SUFFIXES, TIFF_SUFFIXES, ImageReader
 from bundle.slides.whole_files import refuse_existing, replace_when_done
 
 BLOCK_PX = 2048
@@ -307,5 +307,5 @@ def open_sink(
         return DicomSink(path, shape, record, overwrite, block_px, job, encoding or Encoding("jpeg"))
     if suffix in RASTER_SUFFIXES:
         return RasterSink(path, shape, record, overwrite)
-    written = ", ".join((*RASTER_SUFFIXES, *TIFF_SUFFIXES, ZARR_SUFFIX, DICOM_FOLDER))
+    written = ", ".join((*PICTURE_SUFFIXES, ZARR_SUFFIX, DICOM_FOLDER))
     raise ValueError(f"a result must be {written}, got {path.name}.")
