@@ -33,6 +33,7 @@ from bundle.optics.contrast import contrast_value
 from bundle.optics.focal_stack import to_linear
 from bundle.optics.pupil import Optics, gain_profile
 from bundle.optics.registration import register
+from bundle.slides.reader import PICTURE_SUFFIXES
 
 WINDOW_PX = 128
 APERTURES = (0.3, 0.4, 0.55, 0.75)
@@ -57,7 +58,7 @@ def read_planes(folder: Path, side_px: int) -> Tensor:
     Raises:
         ValueError: fewer than three pictures, or one smaller than `side_px`.
     """
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".tif"})
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
     if len(paths) < 3:
         raise ValueError(f"a focal stack must have three planes or more, got {len(paths)} pictures in {folder}.")
     planes = []

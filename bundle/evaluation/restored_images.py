@@ -19,11 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from bundle.conventions import from_uint8, to_uint8
-from bundle.slides.reader import PICTURE_SUFFIXES, open_image
+from bundle.slides.reader import JPEG_SUFFIXES, TIFF_SUFFIXES, open_image
 from bundle.slides.whole_files import replace_when_done
 
 if TYPE_CHECKING:
     from bundle.evaluation.scores import Stack
+
+SUFFIXES = (".png", *TIFF_SUFFIXES, *JPEG_SUFFIXES)  # of two files of a plane the one that lost nothing
 
 
 class RestoredImages:
@@ -64,11 +66,11 @@ class RestoredImages:
         return digest.hexdigest()
 
     def _path(self, field: str, plane: str) -> Path:
-        for suffix in PICTURE_SUFFIXES:
+        for suffix in SUFFIXES:
             if (path := self.folder / field / f"{plane}{suffix}").is_file():
                 return path
         raise FileNotFoundError(f"a method must have restored every plane, {self.folder / field} lacks {plane} "
-                                f"({', '.join(PICTURE_SUFFIXES)}).")
+                                f"({', '.join(SUFFIXES)}).")
 
 
 def write_inputs(stack: Stack, positions_um: Sequence[float], folder: Path) -> None:
