@@ -38,8 +38,8 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str
 PLACES = {"encoder": ("prompter.encoder", "encoder."), "spectrum": ("prompter.estimator", ""),
           "sampling": ("sampling", ""), "prompt": ("prompter.restorer", ""), "tiles": ("p_former", ""),
           "p_diffusion": ("denoiser", "")}
-# See `stored`.
-DEEPEST = ("p_former.encoders.3.", "p_former.ups.2.")
+# The two deepest levels, see `stored`.
+DEEP = tuple(f"p_former.{part}." for part in ("encoders.2", "encoders.3", "decoders.2", "ups.1", "ups.2"))
 SMALL_NUMEL = 4096  # entries of so few numbers, as norms, stay in 16 bits
 
 
@@ -71,12 +71,12 @@ def assemble(runs: Path, target: Path, bands: bool = False) -> None:
 def stored(name: str, value: torch.Tensor) -> torch.Tensor:
     """An entry of the chain's state dict in the type that it is shipped in; `load_state_dict` makes float32 of any.
 
-    float16, but 8 bits (four of exponent, three of mantissa) for the kernels of the P-former's deepest level, which are
-    a third of all and bear it: a file of the model zoo has at most 25 MB (decision 13).
+    float16, but 8 bits (four of exponent, three of mantissa) for the kernels of the P-former's two deepest levels,
+    which are near half of all and bear it: a file of the model zoo has at most 25 MB (decisions 13 and 18).
     """
     if value.dtype != torch.float32:
         return value
-    coarse = name.startswith(DEEPEST) and value.numel() > SMALL_NUMEL
+    coarse = name.startswith(DEEP) and value.numel() > SMALL_NUMEL
     return value.to(torch.float8_e4m3fn if coarse else torch.float16)
 
 

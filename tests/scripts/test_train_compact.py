@@ -113,16 +113,18 @@ def test_the_shipped_weights_are_stored_as_training_them_again_would(script: Mod
     """Rounded once more, or more of them, they would not be the network that was measured."""
     shipped = torch.load(WEIGHTS, weights_only=True)
     coarse = {name for name, value in shipped.items() if value.dtype == torch.float8_e4m3fn}
-    assert coarse and all(name.startswith(("p_former.encoders.3.", "p_former.ups.2.")) for name in coarse)
+    deep = ("encoders.2", "encoders.3", "decoders.2", "ups.1", "ups.2")
+    assert {".".join(name.split(".")[:3]) for name in coarse} == {f"p_former.{part}" for part in deep}
     for name, value in load_tile_restorer().state_dict().items():
         kept = script.stored(name, value)
         assert kept.dtype == shipped[name].dtype and torch.equal(kept.to(value.dtype), value), name
 
 
 def test_what_is_stored_is_what_was_trained_but_for_its_last_bits(script: ModuleType) -> None:
-    """Every number of the network but the deepest level's kernels must keep its eleven bits, and those their four."""
+    """All numbers of the network but the two deepest levels' kernels must keep eleven bits, and those their four."""
     kernel = torch.randn(128, 128, generator=torch.Generator().manual_seed(0)) * 0.04
-    for name, bits in (("p_former.encoders.3.0.attn.qkv.weight", 4), ("p_former.encoders.2.0.attn.qkv.weight", 11),
+    for name, bits in (("p_former.encoders.3.0.attn.qkv.weight", 4), ("p_former.encoders.2.0.attn.qkv.weight", 4),
+                       ("p_former.decoders.2.0.attn.qkv.weight", 4), ("p_former.encoders.1.0.attn.qkv.weight", 11),
                        ("denoiser.bottom.weight", 11)):  # fmt: skip
         error = (script.stored(name, kernel).float() - kernel).abs()
         assert bool((error <= kernel.abs() * 2.0**-bits + 2.0**-10).all()) and error.any()
