@@ -30,12 +30,14 @@ def test_what_holds_no_p_former_is_refused(script: ModuleType, tmp_path: Path,
 def test_the_shipped_p_former_gets_more_blocks(script: ModuleType, tmp_path: Path,
                                                capsys: pytest.CaptureFixture[str]) -> None:
     """Fewer than it has would be another network."""
+    weights = torch.load(ROOT / "models" / "model.pt", weights_only=True)
+    more = [count + 1 for count in script.size_of(weights, script.PART).blocks]
     grow = [str(ROOT / "models" / "model.pt"), str(tmp_path / "deep.pt"), "--blocks"]
-    assert script.main([*grow, "2", "4", "4", "5"]) == 0
-    assert "blocks [2, 4, 4, 5]" in capsys.readouterr().out
-    shipped = torch.load(ROOT / "models" / "model.pt", weights_only=True)["p_former.output.weight"].float()
+    assert script.main([*grow, *map(str, more)]) == 0
+    assert f"blocks {more}" in capsys.readouterr().out
     deep = torch.load(tmp_path / "deep.pt", weights_only=True)
-    assert torch.equal(deep["output.weight"], shipped) and not deep["encoders.3.4.ffn.project_out.weight"].any()
+    assert torch.equal(deep["output.weight"], weights["p_former.output.weight"].float())
+    assert not deep[f"encoders.3.{more[3] - 1}.ffn.project_out.weight"].any()
     assert script.main([str(tmp_path / "deep.pt"), str(tmp_path / "flat.pt"), "--blocks", "1", "1", "1", "1"]) == 1
     assert "all blocks" in capsys.readouterr().err and not (tmp_path / "flat.pt").exists()
 
