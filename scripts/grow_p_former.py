@@ -1,10 +1,10 @@
-r"""python scripts/grow_p_former.py models/model.pt grown.pt --blocks 1 4 4 6
+r"""python scripts/grow_p_former.py models/model.pt grown.pt --blocks 1 5 6 6
 
 The P-former of a weights file with more blocks or twice its channels, and the same function: for training that has
-outgrown it. `--refinement 3` gives it more blocks behind the decoder. Then
+outgrown it. `--refinement 4` gives it more blocks behind the decoder. Then
 
     python -m monai.bundle run training --config_file "['configs/train_p_former.json','configs/compact.json']" \
-        --dataset_dir fields --start_weights grown.pt --p_former_blocks "[1,4,4,6]"
+        --dataset_dir fields --start_weights grown.pt --p_former_blocks "[1,5,6,6]"
 
 After --twice name --p_former_dim in its place, after --refinement --p_former_refinement.
 """
