@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import inspect
 import math
 import re
 import signal
@@ -13,13 +15,15 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 if TYPE_CHECKING:
     from bundle.progress import Follow, Progress
     from bundle.slide_plan import Kind
     from bundle.slide_restoration import SlideReport
     from bundle.slides.reader import ImageReader
+
+Given = ParamSpec("Given")
 
 TRAINED_MPP = (0.2, 0.6)  # µm per pixel: trained at 0.25 (40x) and 0.5 (20x)
 
@@ -162,6 +166,29 @@ def sentence(error: BaseException) -> str:
     if told.startswith("Caught ") and "Original Traceback" in told:  # of a worker of torch's DataLoader
         told = told.strip().splitlines()[-1].partition(": ")[2]
     return " ".join(told.split()).rstrip(".") + "."
+
+
+def as_program(main: Callable[Given, None]) -> Callable[Given, int]:
+    """Decorate the `main` of a script: it returns the exit status, and what its user can mend is one sentence.
+
+    That is a ValueError, an OSError or want of memory, also where a config's parser has wrapped it. Any other error is
+    ours to mend and keeps its stack.
+    """
+    name = Path(inspect.getfile(main)).name
+
+    @functools.wraps(main)
+    def program(*given: Given.args, **named: Given.kwargs) -> int:
+        try:
+            main(*given, **named)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            cause = unwrapped(error)
+            if not (isinstance(cause, (ValueError, OSError, MemoryError)) or _WANTS_MEMORY.search(str(cause))):
+                raise
+            sys.stderr.write(f"{name}: {sentence(cause)}\n")
+            return 1
+        return 0
+
+    return program
 
 
 def _raised_here(error: BaseException) -> bool:

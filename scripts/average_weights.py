@@ -8,14 +8,13 @@ Weights that are no kin of each other average to nothing: measure the mean befor
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bundle.messages import sentence, unwrapped
+from bundle.messages import as_program
 from bundle.weights import read_state, save_whole
 
 
@@ -33,25 +32,21 @@ def mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
             if first.is_floating_point() else first for name, first in states[0].items()}  # fmt: skip
 
 
-def main(arguments: list[str] | None = None) -> int:
+@as_program
+def main(arguments: list[str] | None = None) -> None:
     """Average files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, nargs="+", help="state dicts of one network, two or more")
     parser.add_argument("output", type=Path, help="their mean")
     known = parser.parse_args(arguments)
-    try:
-        if len(known.weights) < 2:
-            raise ValueError(f"a mean must be of two files or more, got {len(known.weights)}.")
-        for file in known.weights:
-            if not file.is_file():
-                raise FileNotFoundError(f"weights must exist, {file} does not.")
-        state = mean([read_state(file) for file in known.weights])
-        save_whole(state, known.output)
-    except (ValueError, OSError) as error:
-        print(f"average_weights.py: {sentence(unwrapped(error))}", file=sys.stderr)
-        return 1
+    if len(known.weights) < 2:
+        raise ValueError(f"a mean must be of two files or more, got {len(known.weights)}.")
+    for file in known.weights:
+        if not file.is_file():
+            raise FileNotFoundError(f"weights must exist, {file} does not.")
+    state = mean([read_state(file) for file in known.weights])
+    save_whole(state, known.output)
     print(f"{known.output}: the mean of {len(known.weights)} files, {len(state)} entries")
-    return 0
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bundle.host import keep_large_allocations
+from bundle.loading import check_device
+from bundle.messages import as_program
 from bundle.p_former.network import PFormer
 from bundle.prompts.prompter import Prompter
 from bundle.restoration import TileRestorer
@@ -101,6 +103,7 @@ def measure(tile_px: int, device: str, repeats: int) -> list[Cost]:
     ]
 
 
+@as_program
 def main() -> None:
     """Parse the line above, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -110,6 +113,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
+    check_device(arguments.device)
     torch.set_num_threads(arguments.threads)
     keep_large_allocations()
     costs = measure(arguments.tile, arguments.device, arguments.repeats)
@@ -129,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

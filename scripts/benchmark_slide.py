@@ -43,7 +43,8 @@ from torch import Tensor, nn
 from bundle.conventions import from_uint8, to_uint8
 from bundle.data.fields import field_records
 from bundle.host import keep_large_allocations
-from bundle.loading import CONFIG, WEIGHTS, load_slide_planner, load_tile_restorer
+from bundle.loading import CONFIG, WEIGHTS, check_device, load_slide_planner, load_tile_restorer
+from bundle.messages import as_program
 from bundle.optics.focal_stack import GainTable, simulate_plane
 from bundle.optics.pupil import OPTICS_40X
 from bundle.slide_job import RESTORING, Engine, restore_image
@@ -268,6 +269,7 @@ def measure(engine: Engine, source: Path, result: Path, device: str, mode: str
     return stages.costs, facts
 
 
+@as_program
 def main() -> None:
     """Parse the line above, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -285,6 +287,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 0 < arguments.tissue <= 0.78 or arguments.side < 1024:
         parser.error(f"--tissue must lie in 0..0.78 and --side from 1024 on, got {arguments.tissue}, {arguments.side}.")
+    check_device(arguments.device)
     torch.set_num_threads(arguments.threads)
     keep_large_allocations()
     folder, device = arguments.output, arguments.device
@@ -348,4 +351,4 @@ def show(arguments: argparse.Namespace, measured: dict[str, tuple[dict[str, Cost
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

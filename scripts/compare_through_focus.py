@@ -29,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from bundle.conventions import from_uint8
+from bundle.messages import as_program
 from bundle.optics.contrast import contrast_value
 from bundle.optics.focal_stack import to_linear
 from bundle.optics.pupil import Optics, gain_profile
@@ -141,14 +142,15 @@ def drawn(measured: Tensor, power: Tensor, fit: Fit, mpp: float, sharpest: int) 
     return figure
 
 
-def main() -> None:
+@as_program
+def main(typed: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compare real planes with simulated ones.")
     parser.add_argument("planes", type=Path, help="folder with the planes of one field")
     parser.add_argument("--sharpest", type=int, required=True, help="index of the sharpest plane")
     parser.add_argument("--mpp", type=float, default=0.25, help="µm per pixel (default 0.25)")
     parser.add_argument("--side-px", type=int, default=1024, help="side of the middle that is used (default 1024)")
     parser.add_argument("--output", type=Path, default=Path("through_focus.png"), help="figure to write")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(typed)
     planes, shifts_px = register(read_planes(arguments.planes, arguments.side_px))
     measured, power = measured_transfer(planes, arguments.sharpest)
     fit = best_fit(measured, arguments.sharpest, arguments.mpp)
@@ -163,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

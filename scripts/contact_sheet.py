@@ -27,6 +27,7 @@ from torch import Tensor
 from bundle.conventions import to_uint8
 from bundle.evaluation.fields import FocalField, list_fields, read_field
 from bundle.evaluation.scores import FieldRestorer
+from bundle.messages import as_program
 from bundle.optics.camera import Camera
 from bundle.slides.whole_files import replace_when_done
 from bundle.training.metrics import psnr, ssim
@@ -76,6 +77,7 @@ def pixels_of(image: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(to_uint8(image).permute(1, 2, 0).cpu().numpy())
 
 
+@as_program
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, draw, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,13 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=ROOT / "models" / "model.pt")
     parser.add_argument("--output", type=Path, default=ROOT / "evaluation" / "sheets")
     options = parser.parse_args(arguments)
-    try:
-        restorer, numbers = load_restorer(options.config, options.weights)
-        fields = list_fields(options.fields, options.split, numbers["mpp"])[: options.limit or None]
-    except (ValueError, OSError, RuntimeError) as error:
-        while error.__cause__ is not None:
-            error = error.__cause__  # type: ignore[assignment]  # MONAI wraps ours
-        parser.exit(1, f"{error}\n")
+    restorer, numbers = load_restorer(options.config, options.weights)
+    fields = list_fields(options.fields, options.split, numbers["mpp"])[: options.limit or None]
     camera = Camera(jpeg_quality=int(numbers["jpeg_quality"]))
     for field in track(fields, "sheets"):
         sharp = read_field(field, options.side).to(restorer.device)
@@ -108,4 +105,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -12,7 +12,6 @@ After --twice name --p_former_dim in its place, after --refinement --p_former_re
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from monai.bundle import ConfigParser
 
-from bundle.messages import sentence, unwrapped
+from bundle.messages import as_program
 from bundle.p_former.growing import deepen, widen
 from bundle.p_former.network import LEVELS, PFormer
 from bundle.weights import load_weights, read_state, save_whole
@@ -55,7 +54,8 @@ def size_of(state: dict[str, Any], prefix: str) -> Size:
     return Size(len(state[f"{prefix}patch_embed.weight"]), blocks, refinement)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@as_program
+def main(arguments: list[str] | None = None) -> None:
     """Grow one file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="of the chain or of a P-former alone")
@@ -69,29 +69,24 @@ def main(arguments: list[str] | None = None) -> int:
     deeper = known.blocks is not None or known.refinement is not None
     if deeper == known.twice:
         parser.error("give either --twice alone, or --blocks, --refinement or both of them.")
-    try:
-        state = read_state(known.weights)
-        prefix = PART if any(name.startswith(PART) for name in state) else ""
-        if f"{prefix}patch_embed.weight" not in state:
-            raise ValueError(f"the weights must hold a P-former, {known.weights} holds none.")
-        size = size_of(state, prefix)
-        small = load_weights(p_former(size, known.overlays), known.weights, prefix)
-        torch.manual_seed(known.seed)
-        if known.twice:
-            grown = p_former(size._replace(dim=2 * size.dim), known.overlays)
-            widen(small, grown, known.seed)
-        else:
-            wanted = {name: count for name in ("blocks", "refinement") if (count := getattr(known, name)) is not None}
-            grown = p_former(size._replace(**wanted), known.overlays)
-            deepen(small, grown)
-        save_whole(grown.state_dict(), known.output)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"grow_p_former.py: {sentence(unwrapped(error))}", file=sys.stderr)
-        return 1
+    state = read_state(known.weights)
+    prefix = PART if any(name.startswith(PART) for name in state) else ""
+    if f"{prefix}patch_embed.weight" not in state:
+        raise ValueError(f"the weights must hold a P-former, {known.weights} holds none.")
+    size = size_of(state, prefix)
+    small = load_weights(p_former(size, known.overlays), known.weights, prefix)
+    torch.manual_seed(known.seed)
+    if known.twice:
+        grown = p_former(size._replace(dim=2 * size.dim), known.overlays)
+        widen(small, grown, known.seed)
+    else:
+        wanted = {name: count for name in ("blocks", "refinement") if (count := getattr(known, name)) is not None}
+        grown = p_former(size._replace(**wanted), known.overlays)
+        deepen(small, grown)
+    save_whole(grown.state_dict(), known.output)
     grown_size = size_of(grown.state_dict(), "")
     print(f"{known.output}: {grown_size.dim} channels, blocks {grown_size.blocks}, refinement {grown_size.refinement},"
           f" {sum(value.numel() for value in grown.parameters()):,} parameters")
-    return 0
 
 
 if __name__ == "__main__":

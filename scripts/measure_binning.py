@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from bundle.evaluation.fields import FocalField, focal_tiles, list_fields
 from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
-from bundle.messages import sentence, unwrapped
+from bundle.messages import as_program
 from bundle.optics.random_defocus import DefocusSimulator
 
 TILE_PX, MARGIN_PX = 256, 32
@@ -93,7 +92,8 @@ def measure(arguments: argparse.Namespace) -> None:
         print(f"| {oversampling:g} | {' | '.join(shares)} |", flush=True)
 
 
-def main(typed: list[str] | None = None) -> int:
+@as_program
+def main(typed: list[str] | None = None) -> None:
     """Parse the line above and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="folder of sharp fields")
@@ -106,14 +106,9 @@ def main(typed: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of the chain (default models/model.pt)")
     arguments = parser.parse_args(typed)
     torch.set_num_threads(1)
-    try:
-        if arguments.count < 1 or arguments.images < 1 or arguments.focus_bias < 0:
-            raise ValueError("--count and --images must be 1 or more, --focus-bias 0 or more.")
-        measure(arguments)
-    except (ValueError, OSError) as error:
-        print(f"measure_binning.py: {sentence(unwrapped(error))}", file=sys.stderr)
-        return 1
-    return 0
+    if arguments.count < 1 or arguments.images < 1 or arguments.focus_bias < 0:
+        raise ValueError("--count and --images must be 1 or more, --focus-bias 0 or more.")
+    measure(arguments)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ of two cores.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from bundle.conventions import plane_positions_um
 from bundle.evaluation.fields import focal_tiles, list_fields
 from bundle.evaluation.tissues import TISSUES, TISSUES_HELP
 from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
-from bundle.messages import sentence, unwrapped
+from bundle.messages import as_program
 from bundle.training.metrics import psnr
 
 TILE_PX = 256
@@ -71,7 +70,8 @@ def measure(arguments: argparse.Namespace) -> None:
         print(f"| {reach}, {stage} | {gain:+.2f} dB | {factors} |")
 
 
-def main(typed: list[str] | None = None) -> int:
+@as_program
+def main(typed: list[str] | None = None) -> None:
     """Parse the line above and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="folder of sharp fields")
@@ -81,14 +81,9 @@ def main(typed: list[str] | None = None) -> int:
     parser.add_argument("--tissue", choices=list(TISSUES), default="own", help=TISSUES_HELP)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of the chain (default models/model.pt)")
     arguments = parser.parse_args(typed)
-    try:
-        if arguments.every < 1:
-            raise ValueError(f"--every must be 1 or more, got {arguments.every}.")
-        measure(arguments)
-    except (ValueError, OSError) as error:
-        print(f"measure_detail.py: {sentence(unwrapped(error))}", file=sys.stderr)
-        return 1
-    return 0
+    if arguments.every < 1:
+        raise ValueError(f"--every must be 1 or more, got {arguments.every}.")
+    measure(arguments)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ farther from focus than they are (below 0: as nearer). Tiles of one field share 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from bundle.conventions import PLANES, plane_positions_um
 from bundle.evaluation.fields import FocalField, focal_tiles, list_fields
 from bundle.evaluation.tissues import TISSUES
 from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
-from bundle.messages import sentence, unwrapped
+from bundle.messages import as_program
 from bundle.optics.contrast import contrast_value
 from bundle.prompts.defocus import DefocusEstimator
 from bundle.training.metrics import defocus_figures
@@ -71,7 +70,8 @@ def measure(arguments: argparse.Namespace) -> None:
         print(row(name, read(estimator, tiles)), flush=True)
 
 
-def main(typed: list[str] | None = None) -> int:
+@as_program
+def main(typed: list[str] | None = None) -> None:
     """Parse the line above and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="folder of sharp fields")
@@ -81,14 +81,9 @@ def main(typed: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of the chain (default models/model.pt)")
     arguments = parser.parse_args(typed)
     torch.set_num_threads(1)
-    try:
-        if arguments.every < 1:
-            raise ValueError(f"--every must be 1 or more, got {arguments.every}.")
-        measure(arguments)
-    except (ValueError, OSError) as error:
-        print(f"measure_estimator.py: {sentence(unwrapped(error))}", file=sys.stderr)
-        return 1
-    return 0
+    if arguments.every < 1:
+        raise ValueError(f"--every must be 1 or more, got {arguments.every}.")
+    measure(arguments)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -31,7 +30,7 @@ from bundle.conventions import plane_positions_um
 from bundle.evaluation.fields import FocalField, list_fields, read_field
 from bundle.evaluation.tissues import TISSUES, TISSUES_HELP
 from bundle.loading import load_tile_restorer
-from bundle.messages import sentence, unwrapped
+from bundle.messages import as_program
 from bundle.optics.camera import Camera
 from bundle.training.metrics import psnr
 
@@ -102,7 +101,8 @@ def show(name: str, gains: dict[float, float]) -> None:
     print("  ".join(f"{position:+.1f} um {gain:+.2f}" for position, gain in sorted(gains.items())))
 
 
-def main(typed: list[str] | None = None) -> int:
+@as_program
+def main(typed: list[str] | None = None) -> None:
     """Parse the line above, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="folder of sharp fields")
@@ -113,11 +113,7 @@ def main(typed: list[str] | None = None) -> int:
     parser.add_argument("--tissue", choices=list(TISSUES), default="own", help=TISSUES_HELP)
     arguments = parser.parse_args(typed)
     torch.set_num_threads(1)
-    try:
-        rows = measure(arguments)
-    except (ValueError, OSError) as error:
-        print(f"measure_oracle.py: {sentence(unwrapped(error))}", file=sys.stderr)
-        return 1
+    rows = measure(arguments)
     show("filter", means(rows, "filter_db"))
     if arguments.weights:
         show("P-former", means(rows, "p_former_db"))
@@ -126,7 +122,6 @@ def main(typed: list[str] | None = None) -> int:
             own = [row for row in rows if row.field == field and row.position_um]
             known, found = fmean(row.filter_db for row in own), fmean(row.p_former_db for row in own)
             print(f"| {field} | {known:+.2f} | {found:+.2f} | {found - known:+.2f} |")
-    return 0
 
 
 if __name__ == "__main__":

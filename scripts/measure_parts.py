@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +24,7 @@ from rich.progress import track
 from bundle.conventions import plane_positions_um
 from bundle.evaluation.fields import focal_tiles, list_fields
 from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
-from bundle.messages import sentence, unwrapped
+from bundle.messages import as_program
 from bundle.p_former.experts import ExpertFeedForward, Router
 from bundle.restoration import TileRestorer
 from bundle.training.metrics import load_lpips, psnr
@@ -97,7 +96,8 @@ def measure(arguments: argparse.Namespace) -> None:
         print(f"| {name} | {figures[0]:.2f} | {figures[1]:.2f} | {figures[2]:.4f} | {figures[3]:.4f} |", flush=True)
 
 
-def main(typed: list[str] | None = None) -> int:
+@as_program
+def main(typed: list[str] | None = None) -> None:
     """Parse the line above and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="folder of sharp fields")
@@ -107,14 +107,9 @@ def main(typed: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     arguments = parser.parse_args(typed)
-    try:
-        if arguments.every < 1:
-            raise ValueError(f"--every must be 1 or more, got {arguments.every}.")
-        measure(arguments)
-    except (ValueError, OSError) as error:
-        print(f"measure_parts.py: {sentence(unwrapped(error))}", file=sys.stderr)
-        return 1
-    return 0
+    if arguments.every < 1:
+        raise ValueError(f"--every must be 1 or more, got {arguments.every}.")
+    measure(arguments)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ of 512 px.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -28,7 +27,7 @@ from rich.progress import track
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from bundle.messages import sentence, unwrapped
+from bundle.messages import as_program
 from bundle.optics.focal_stack import to_linear
 from bundle.optics.registration import agreement, register
 from bundle.slides.reader import PICTURE_SUFFIXES, open_image
@@ -203,18 +202,14 @@ def _gain(before: tuple[float, ...] | None, after: tuple[float, ...] | None) -> 
     return "{:+.3f} dB, {:+.4f}, {:+.4f}".format(*(b - a for a, b in zip(before, after, strict=True)))
 
 
-def main(typed: list[str] | None = None) -> int:
+@as_program
+def main(typed: list[str] | None = None) -> None:
     """Parse the line above and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path, help="folder of two folders of planes")
     parser.add_argument("restored", type=Path, help="folder of the same two folders, restored")
     parser.add_argument("--as-recorded", action="store_true", help="do not lay the truth on the image")
-    try:
-        measure(parser.parse_args(typed))
-    except (ValueError, OSError) as error:
-        print(f"measure_real_pairs.py: {sentence(unwrapped(error))}", file=sys.stderr)
-        return 1
-    return 0
+    measure(parser.parse_args(typed))
 
 
 if __name__ == "__main__":

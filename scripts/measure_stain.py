@@ -18,6 +18,7 @@ from skimage.color import rgb2lab
 
 from bundle.conventions import LABEL
 from bundle.data.fields import field_records
+from bundle.messages import as_program
 
 BLANK_L = 3.0  # deviation of L below which a patch shows no tissue
 
@@ -47,11 +48,13 @@ def measure(folder: str | Path, patch_px: int = 256) -> tuple[np.ndarray, int]:
     return np.stack([table.mean(0), table.std(0)], -1), len(entries)
 
 
-def main() -> None:
+@as_program
+def main(typed: list[str] | None = None) -> None:
+    """Parse the line above and measure."""
     parser = argparse.ArgumentParser(description="Measure LAB statistics of a folder's train split.")
     parser.add_argument("folder", help="folder of sharp fields with index.json")
     parser.add_argument("--patch-px", type=int, default=256, help="side of the patches (default 256)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(typed)
     statistics, patches = measure(arguments.folder, arguments.patch_px)
     print(f"{patches} patches of {arguments.patch_px} px")
     for name, table in zip(("MEANS", "DEVIATIONS"), statistics):
@@ -59,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

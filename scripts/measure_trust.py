@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from bundle.evaluation.fields import FocalField, list_fields, read_field
 from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
+from bundle.messages import as_program
 from bundle.optics.camera import Camera
 from bundle.restoration import TileRestorer
 from bundle.trust.gauge import LIMIT, MANY_SAMPLES, ONE_SAMPLE, SIGNS, TrustGauge
@@ -133,7 +134,9 @@ def draw(table: NDArray[np.float64], path: str) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+@as_program
+def main(typed: list[str] | None = None) -> None:
+    """Parse the line above and measure."""
     parser = argparse.ArgumentParser(description="Rank correlation of the trust map with the true local error.")
     parser.add_argument("folder", nargs="?", help="folder of sharp fields")
     parser.add_argument("--split", default="test")
@@ -145,7 +148,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", help="read such files instead of restoring")
     parser.add_argument("--figure", help="draw doubt against error, as PNG")
     parser.add_argument("--fit", action="store_true", help="fit the weights of the signs")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(typed)
     if not arguments.tables and not arguments.folder:
         parser.error("a folder of fields, or --tables.")
     torch.set_num_threads(1)
@@ -180,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from bundle.evaluation.fields import FocalField, list_fields, read_field
 from bundle.loading import CONFIG, WEIGHTS, load_tile_restorer
+from bundle.messages import as_program
 from bundle.optics.camera import Camera
 
 TILE_PX = 256
@@ -89,17 +90,19 @@ def measure(folder: str, split: str, weights: Path, positions_um: Sequence[float
               f"   {truth.deviation:10.2f} of {truth.whole:.2f}", flush=True)  # fmt: skip
 
 
-def main() -> None:
+@as_program
+def main(typed: list[str] | None = None) -> None:
+    """Parse the line above and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="folder of sharp fields")
     parser.add_argument("--split", default="val")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of the chain (default models/model.pt)")
     parser.add_argument("--positions", type=float, nargs="+", default=[-4.8, -3.2, 3.2, 4.8], help="µm")
     parser.add_argument("--crop-px", type=int, default=512, help="side of each field's centre (default 512)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(typed)
     torch.set_num_threads(1)
     measure(arguments.folder, arguments.split, arguments.weights, arguments.positions, arguments.crop_px)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from bundle.conventions import from_uint8, to_uint8
+from bundle.messages import as_program
 from bundle.optics.camera import Camera, record
 from bundle.optics.focal_stack import MARGIN_PX, GainTable, random_relief_um, simulate_plane
 from bundle.optics.pupil import OPTICS_40X
@@ -59,12 +60,13 @@ def save(image: Tensor, file: Path) -> None:
     Image.fromarray(to_uint8(inside).permute(1, 2, 0).contiguous().numpy()).save(file)
 
 
-def main() -> None:
+@as_program
+def main(typed: list[str] | None = None) -> None:
     """Choose, defocus and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fields", type=Path, help="folder of sharp fields; index.json names organ, slide and split")
     parser.add_argument("output", type=Path, help="folder of the tiles")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(typed)
     entries = [entry for entry in json.loads((chosen.fields / "index.json").read_text(encoding="utf-8"))
                if entry["organ"] in LABELS]
     table = GainTable(OPTICS_40X, reach_um=POSITION_UM + 1.0, grid_px=128)
@@ -89,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

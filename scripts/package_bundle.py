@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle.messages import sentence
+from bundle.messages import as_program
 from bundle.slides.whole_files import replace_when_done
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,20 +108,16 @@ def _lost(root: Path, names: Sequence[str]) -> list[tuple[str, str]]:
     return lost
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Pack the checkout; the exit status."""
+@as_program
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Pack the checkout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("dist"), help="folder of the archive, default dist")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier archive")
     options = parser.parse_args(arguments)
-    try:
-        path = package(ROOT, options.output, options.overwrite)
-    except (OSError, ValueError) as error:
-        print(f"package_bundle: {sentence(error)}", file=sys.stderr)
-        return 1
+    path = package(ROOT, options.output, options.overwrite)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {len(members(ROOT))} files")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

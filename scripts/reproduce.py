@@ -32,7 +32,7 @@ from monai.bundle import ConfigWorkflow
 from torch import Tensor
 
 from bundle.evaluation.origin import commit, hardware
-from bundle.messages import sentence, unwrapped
+from bundle.messages import as_program
 from bundle.reproduction.methods import (
     METHODS,
     ROWS,
@@ -337,15 +337,11 @@ def run(known: argparse.Namespace) -> None:
     print((runs / f"table_{known.table}.md").read_text(encoding="utf-8"))
 
 
-def main() -> int:
-    """Parse the lines above and run; what is wrong with the input is one sentence."""
-    try:
-        run(parsed())
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"reproduce.py: {sentence(unwrapped(error))}", file=sys.stderr)
-        return 1
-    return 0
+@as_program
+def main() -> None:
+    """Parse the lines above and run."""
+    run(parsed())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 
+from bundle.messages import as_program
 from bundle.training.checkpoints import WEIGHTS
 from bundle.weights import load_weights, save_whole
 
@@ -85,6 +86,7 @@ def gain_hidden() -> int:
     return int(json.loads((ROOT / "configs" / "bands.json").read_text(encoding="utf-8"))["gain_hidden"])
 
 
+@as_program
 def main() -> None:
     """Parse the line above and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -9,7 +9,7 @@ import pytest
 import rich.console
 from monai.transforms import apply_transform
 
-from bundle.messages import progress_bars, sentence, unwrapped
+from bundle.messages import as_program, progress_bars, sentence, unwrapped
 
 
 def test_a_bar_says_what_is_under_way_in_80_columns_and_begins_each_phase_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +75,43 @@ def test_of_an_error_in_a_worker_its_last_line_is_told() -> None:
     message = ("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
                '  File "loop.py", line 1, in work\nValueError: a.png is cut short\n')
     assert sentence(ValueError(message)) == "a.png is cut short."
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (ValueError("--every must be 1 or more, got 0"), "test_messages.py: --every must be 1 or more, got 0.\n"),
+    (FileNotFoundError(2, "No such file", "a.png"), "test_messages.py: No such file (a.png).\n"),
+    (RuntimeError("CUDA out of memory"), "test_messages.py: memory is not enough: use smaller batches or patches.\n"),
+])  # fmt: skip
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_a_script_s_user_can_mend_is_one_sentence(error: Exception, told: str, wrapped: bool,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    """As it is, and from inside a config's parser."""
+    outer = RuntimeError("Failed to evaluate ConfigExpression")
+    outer.__cause__ = error
+
+    @as_program
+    def main(typed: list[str]) -> None:
+        raise outer if wrapped else error
+
+    assert main(["a"]) == 1
+    assert capsys.readouterr() == ("", told)
+
+
+def test_a_script_that_ends_well_says_so_and_a_fault_of_ours_keeps_its_stack() -> None:
+    """A sentence without a stack would hide where the fault is."""
+
+    @as_program
+    def main(error: Exception | None = None) -> None:
+        if error:
+            raise error
+
+    assert main() == 0
+    for ours in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), TypeError("an int is wanted")):
+        outer = RuntimeError("Failed to evaluate ConfigExpression")
+        outer.__cause__ = ours
+        for error in (ours, outer):
+            with pytest.raises(type(error)):
+                main(error)
 
 
 def test_want_of_memory_is_told_with_what_to_do() -> None:

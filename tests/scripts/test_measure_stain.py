@@ -28,4 +28,6 @@ def test_a_folder_without_an_index_ends_in_one_sentence(tmp_path: Path) -> None:
     """A wrong path must not print figures."""
     result = subprocess.run([sys.executable, "scripts/measure_stain.py", str(tmp_path)], capture_output=True, text=True,
                             check=False, env={"PYTHONPATH": "."})
-    assert result.returncode != 0 and "index.json" in result.stderr and not result.stdout
+    assert result.returncode == 1 and not result.stdout
+    assert result.stderr.startswith("measure_stain.py: ") and "index.json" in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -28,3 +28,9 @@ def test_noise_and_tissue_like_spectra_hold_no_weave(script: ModuleType) -> None
     rows, columns = torch.meshgrid(*[torch.fft.fftfreq(256)] * 2, indexing="ij")
     assert script.weave_of(spectrum / (0.01 + rows.square() + columns.square())).deviation < 0.05
     assert script.weave_of(spectrum).whole == pytest.approx(2 * (torch.pi * (0.45**2 - 0.12**2)) ** 0.5, rel=0.05)
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stack tells a user nothing about the folder that was mistyped."""
+    assert script.main(["nowhere"]) == 1
+    assert capsys.readouterr().err == "measure_weave.py: the fields must be a folder, not found: nowhere.\n"

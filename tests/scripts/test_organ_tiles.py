@@ -15,6 +15,15 @@ from bundle.data.phantom import tissue_phantom
 from bundle.reproduction.classification import asked_about, load_tiles, read_labels
 
 
+def test_a_folder_without_an_index_is_one_sentence(script: ModuleType, tmp_path: Path,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    """And leaves no folder of tiles behind."""
+    assert script.main([str(tmp_path), str(tmp_path / "tiles")]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("organ_tiles.py: ") and "index.json" in told and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_tiles_make_a_list_that_table_3_reads(script: ModuleType, tmp_path: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     """Sharp and defocused tile of one name must show one place, and no tile from training may be asked about."""
@@ -26,8 +35,7 @@ def test_tiles_make_a_list_that_table_3_reads(script: ModuleType, tmp_path: Path
         entries.append({"file": f"{number}.png", "split": split, "organ": organ, "slide": f"s{number}"})
     (tmp_path / "index.json").write_text(json.dumps(entries))
     monkeypatch.setattr(script, "TILES", 2)
-    monkeypatch.setattr("sys.argv", ["organ_tiles.py", str(tmp_path), str(tmp_path / "tiles")])
-    script.main()
+    assert script.main([str(tmp_path), str(tmp_path / "tiles")]) == 0
     every = read_labels(tmp_path / "tiles" / "labels.csv")
     load_tiles(every, tmp_path / "tiles" / "sharp")
     listed = asked_about(every)

@@ -95,7 +95,7 @@ def test_band_gains_are_trained_behind_the_last_p_former_and_stand_in_the_weight
         commands.append(command) or subprocess.CompletedProcess(command, 0)))
     monkeypatch.setattr(sys, "argv", ["train_compact.py", "--data", str(tmp_path), "--runs", str(tmp_path / "runs"),
                                       "--target", str(tmp_path / "model.pt"), "--bands"])  # fmt: skip
-    script.main()
+    assert script.main() == 0
     files = [next(word for word in command if word.startswith("[")) for command in commands]
     assert "bands.json" in files[-2] and "tiles.json" in files[-3] and "p_diffusion" in files[-1]
     overlay = json.loads((ROOT / "configs" / "bands.json").read_text(encoding="utf-8"))
